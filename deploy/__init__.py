@@ -1,0 +1,1 @@
+"""From a trained model to a running camera: export, runtimes, camera loop, benchmark and report."""

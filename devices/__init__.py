@@ -1,0 +1,1 @@
+"""What a hardware target is: profiles, probing, placement."""

@@ -1,0 +1,100 @@
+"""A reader sees the old file or the new one, never a mixture."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from toolkit import files
+from toolkit.errors import UserError
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = files.write_text(tmp_path / "a.txt", "old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"a\.txt: no space left on the disk"):
+        files.write_text(target, "new")
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_failed_folder_keeps_the_old_one(tmp_path: Path) -> None:
+    with files.fresh_dir(tmp_path / "out") as staging:
+        (staging / "x").write_text("old")
+    with pytest.raises(RuntimeError), files.fresh_dir(tmp_path / "out") as staging:
+        (staging / "x").write_text("new")
+        raise RuntimeError
+    assert (tmp_path / "out" / "x").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        with files.fresh_dir(tmp_path / "out") as staging:
+            (staging / text).write_text(text)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["two"]
+
+
+def test_ctrl_c_while_building_a_folder_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), files.fresh_dir(tmp_path / "out"):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_clear_line() -> None:
+    with (
+        pytest.raises(UserError, match="no space left"),
+        files.writing(Path("/dev/full")),
+        open("/dev/full", "w") as full,
+    ):
+        full.write("x" * 100_000)
+
+
+def test_an_output_below_a_file_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"not a folder|expected"):
+        files.writable_dir(tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_each_trouble_of_the_disk_says_what_to_do(code: int) -> None:
+    with pytest.raises(UserError, match=r"cannot write out: .*(folder|space)"), files.writing(Path("out")):
+        raise OSError(code, "x")
+
+
+def test_kill_9_at_any_moment_never_leaves_half_a_file(tmp_path: Path) -> None:
+    target = tmp_path / "weights.bin"
+    code = (
+        "import sys; from pathlib import Path; from toolkit.files import write_bytes\n"
+        "print('ready', flush=True)\n"
+        "for i in range(10**9): write_bytes(Path(sys.argv[1]), bytes([i % 256]) * 300_000)"
+    )
+    root = Path(__file__).parents[2]
+    for delay_s in (0.02, 0.05, 0.11):
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-c", code, str(target)],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(root)},
+        )
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(delay_s)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        if target.exists():
+            data = target.read_bytes()
+            assert len(data) == 300_000
+            assert len(set(data)) == 1

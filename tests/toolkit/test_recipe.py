@@ -1,0 +1,55 @@
+"""A recipe is typed; what it does not know it refuses, naming the nearest key."""
+
+from pathlib import Path
+
+import pytest
+
+from toolkit.errors import UserError
+from toolkit.recipe import Recipe, load_recipe
+
+
+def _write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+def test_an_empty_recipe_is_all_defaults(tmp_path: Path) -> None:
+    assert load_recipe(_write(tmp_path, "")).student == Recipe().student
+
+
+def test_values_and_overrides_are_read(tmp_path: Path) -> None:
+    recipe = load_recipe(_write(tmp_path, "[distill]\nepochs = 3"), ("distill.lr=0.5", "student.temporal=conv"))
+    assert (recipe.distill.epochs, recipe.distill.lr, recipe.student.temporal) == (3, 0.5, "conv")
+
+
+def test_the_data_root_is_relative_to_the_recipe(tmp_path: Path) -> None:
+    assert load_recipe(_write(tmp_path, '[data]\nroot = "clips"')).data.root == tmp_path / "clips"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[distil]\nepochs = 3", r"unknown key 'distil' \(did you mean 'distill'\?\)"),
+        ("[distill]\nepoch = 3", r"unknown key 'distill.epoch' \(did you mean 'epochs'\?\)"),
+        ("[preprocess]\nsizes = [3, 3]", r"unknown key 'preprocess.sizes' \(did you mean 'size'\?\)"),
+        ("[distill]\nepochs = 0", r"distill.epochs: Input should be greater than or equal to 1"),
+        ("[student]\ntemporal = 'lstm'", r"student.temporal: Input should be 'shift', 'conv'"),
+        ("[distill", r"not valid TOML"),
+    ],
+)
+def test_each_mistake_is_one_line_that_names_the_place(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_recipe(_write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nothing\.toml does not exist"):
+        load_recipe(tmp_path / "nothing.toml")
+
+
+@pytest.mark.parametrize("override", ["distill", "=3", "name.deep=3"])
+def test_a_malformed_override_is_refused(tmp_path: Path, override: str) -> None:
+    with pytest.raises(UserError, match=r"override|name"):
+        load_recipe(_write(tmp_path, 'name = "x"'), (override,))

@@ -1,0 +1,194 @@
+"""The bundle: everything a board needs to run a model, in one folder (or one zip) with checksums.
+
+    NAME.vidon/
+      manifest.json        schema, task, labels, preprocessing, stream contract, artefacts, lineage, checksums
+      models/<runtime>-<precision>/...
+      golden.npz           inputs and the float model's answers for a few dozen steps
+
+A bundle appears whole or not at all; opening one checks its schema and every checksum. There is no pickle.
+"""
+
+import contextlib
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from toolkit.contract import Array, Contract
+from toolkit.errors import BundleError, UserError, nearest
+from toolkit.files import fresh_dir, sha256, write_text
+from toolkit.preprocess import Preprocess
+
+__all__ = ["SCHEMA", "Artefact", "Bundle", "Golden", "Manifest", "create_bundle", "open_bundle", "seal"]
+
+SCHEMA = 1
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Artefact(_Frozen):
+    """One compiled file set for one runtime and precision, in ``models/<runtime>-<precision>/``."""
+
+    runtime: str
+    precision: Precision
+    entry: str
+    metrics: dict[str, float] = {}
+
+    @property
+    def key(self) -> str:
+        """``<runtime>-<precision>``, unique in a bundle."""
+        return f"{self.runtime}-{self.precision}"
+
+    @property
+    def folder(self) -> str:
+        """Folder of the files, relative to the bundle."""
+        return f"models/{self.key}"
+
+
+class Manifest(_Frozen):
+    """What ``manifest.json`` holds. ``files`` maps each relative path to its SHA-256."""
+
+    schema_version: int = SCHEMA
+    name: str
+    task: str = "classification"
+    labels: tuple[str, ...]
+    preprocess: Preprocess
+    contract: Contract
+    artefacts: tuple[Artefact, ...] = ()
+    lineage: dict[str, Any] = {}
+    best: str | None = None
+    files: dict[str, str] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """The float model's own rollout. frames: (T, 3, H, W) float32; logits: (T, K) float32.
+
+    For a clip model ``frames`` is the frame sequence and ``logits[t]`` the answer for the window that ends at t.
+    """
+
+    frames: Array
+    logits: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened, verified bundle at ``root``."""
+
+    root: Path
+    manifest: Manifest
+
+    def artefact(self, key: str) -> Artefact:
+        """Return the artefact called ``key`` (``<runtime>-<precision>``).
+
+        Raises:
+            UserError: no such artefact; lists those there are.
+        """
+        found = {artefact.key: artefact for artefact in self.manifest.artefacts}
+        if key not in found:
+            raise UserError(
+                f"bundle {self.root} has no artefact {key!r}{nearest(key, found)}; it has: {', '.join(found)}"
+            )
+        return found[key]
+
+    def golden(self) -> Golden:
+        """Load the golden steps (no pickle)."""
+        try:
+            with np.load(self.root / "golden.npz", allow_pickle=False) as data:
+                return Golden(frames=data["frames"], logits=data["logits"])
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise BundleError(
+                f"bundle {self.root}: golden.npz cannot be read ({error}); export the bundle again"
+            ) from error
+
+
+@contextlib.contextmanager
+def create_bundle(path: Path, manifest: Manifest, golden: Golden) -> Iterator[Path]:
+    """Yield a staging folder to fill with ``models/``; on success it becomes the bundle at ``path``.
+
+    The checksums are taken and ``manifest.json`` is written last.
+    """
+    with fresh_dir(path) as staging:
+        yield staging
+        np.savez_compressed(staging / "golden.npz", frames=golden.frames, logits=golden.logits)
+        seal(staging, manifest)
+
+
+def seal(root: Path, manifest: Manifest) -> Manifest:
+    """Take the checksum of every file below ``root`` and write ``manifest.json``."""
+    files = {
+        file.relative_to(root).as_posix(): sha256(file)
+        for file in sorted(root.rglob("*"))
+        if file.is_file() and file.name != "manifest.json"
+    }
+    sealed = manifest.model_copy(update={"files": files})
+    write_text(root / "manifest.json", sealed.model_dump_json(indent=2) + "\n")
+    return sealed
+
+
+def open_bundle(path: Path, check: bool = True) -> Bundle:
+    """Open a bundle folder, or unpack and open a zipped bundle, verifying schema and checksums.
+
+    Raises:
+        UserError: the path does not exist.
+        BundleError: not a bundle, newer schema, missing, extra-long or changed file; each is named.
+    """
+    if not path.exists():
+        raise UserError(f"bundle {path} does not exist: check the path, or make one with  vidon export")
+    root = path if path.is_dir() else _unpack(path)
+    manifest = _read_manifest(root)
+    if check:
+        _check_files(root, manifest)
+    return Bundle(root=root, manifest=manifest)
+
+
+def _read_manifest(root: Path) -> Manifest:
+    file = root / "manifest.json"
+    if not file.is_file():
+        raise BundleError(f"{root} is not a bundle: it has no manifest.json")
+    try:
+        raw = json.loads(file.read_text())
+        version = raw.get("schema_version")
+        if isinstance(version, int) and version > SCHEMA:
+            raise BundleError(f"bundle {root} has schema {version}, this vidon reads up to {SCHEMA}: upgrade vidon")
+        return Manifest.model_validate(raw)
+    except (ValueError, AttributeError, ValidationError) as error:
+        first = str(error).splitlines()[0]
+        raise BundleError(f"bundle {root}: manifest.json is damaged ({first}); copy the bundle again") from error
+
+
+def _check_files(root: Path, manifest: Manifest) -> None:
+    for name, digest in manifest.files.items():
+        file = root / name
+        if not file.resolve().is_relative_to(root.resolve()):
+            raise BundleError(f"bundle {root}: {name} points outside the bundle; do not use it")
+        if not file.is_file():
+            raise BundleError(f"bundle {root}: {name} is missing; copy the bundle again")
+        if sha256(file) != digest:
+            raise BundleError(f"bundle {root}: {name} was changed or damaged (checksum differs); copy the bundle again")
+
+
+def _unpack(path: Path) -> Path:
+    """Unpack a zipped bundle beside the system's temporary files and return its root."""
+    target = Path(tempfile.mkdtemp(prefix="vidon-bundle-"))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if not (target / name).resolve().is_relative_to(target.resolve()):
+                    raise BundleError(f"bundle {path}: {name} points outside the bundle; do not use it")
+            archive.extractall(target)
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        shutil.rmtree(target, ignore_errors=True)
+        raise BundleError(f"bundle {path} is not a readable zip ({error}); copy it again") from error
+    found = [target, *(child for child in target.iterdir() if child.is_dir())]
+    return next((root for root in found if (root / "manifest.json").is_file()), target)

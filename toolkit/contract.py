@@ -1,0 +1,139 @@
+"""The stream contract: what a model takes and gives for one frame, and what it remembers in between.
+
+A stream model is a pure function ``step(frame, states) -> (logits, states')``. All state starts at zero,
+has static shape and is an explicit graph input and output, so every runtime can run it and nothing hides.
+A clip model answers for ``frames`` frames at once and is deployed through a sliding window.
+"""
+
+from typing import Literal, Protocol, Self, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from toolkit.errors import UserError
+
+__all__ = ["Array", "Contract", "Placement", "Session", "StateSpec", "clip_answer", "softmax"]
+
+Array = npt.NDArray[np.float32]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StateSpec(_Frozen):
+    """One tensor of stream state: graph input ``name``, graph output ``name + "_next"``, shape without batch."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    shape: tuple[int, ...]
+
+    @property
+    def output(self) -> str:
+        """Name of the graph output that carries the next value of this state."""
+        return f"{self.name}_next"
+
+
+class Contract(_Frozen):
+    """Names and shapes of a model's inputs and outputs, without the batch dimension.
+
+    ``stream``: input ``frame`` (3, H, W) and one input per state; outputs ``logits`` (classes,) and one
+    ``<state>_next`` per state. ``clip``: input ``clip`` (3, T, H, W) with T = ``frames``; output ``logits``.
+    ``frames`` is the clip length the model was trained on.
+    """
+
+    kind: Literal["stream", "clip"] = "stream"
+    frame: tuple[int, int, int]
+    classes: int = Field(ge=1)
+    frames: int = Field(default=16, ge=1)
+    states: tuple[StateSpec, ...] = ()
+
+    @model_validator(mode="after")
+    def _clip_models_have_no_state(self) -> Self:
+        if self.kind == "clip" and self.states:
+            raise ValueError("a clip model carries no stream state")
+        if len({state.name for state in self.states}) != len(self.states):
+            raise ValueError("state names must be unique")
+        return self
+
+    @property
+    def input_names(self) -> list[str]:
+        """Graph inputs in order: the frame (or clip), then the states."""
+        return ["clip"] if self.kind == "clip" else ["frame", *(state.name for state in self.states)]
+
+    @property
+    def output_names(self) -> list[str]:
+        """Graph outputs in order: the logits, then the next states."""
+        return ["logits", *(state.output for state in self.states)]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the first graph input without batch: (3, H, W) or (3, T, H, W)."""
+        channels, height, width = self.frame
+        return self.frame if self.kind == "stream" else (channels, self.frames, height, width)
+
+    def zeros(self, batch: int = 1) -> dict[str, Array]:
+        """Fresh stream state: a dict of zero float32 arrays (B, *shape)."""
+        return {s.name: np.zeros((batch, *s.shape), np.float32) for s in self.states}
+
+    def check_frame(self, frame_BCHW: Array, batch: int = 1) -> Array:
+        """Return the frame as contiguous float32 (B, 3, H, W).
+
+        Raises:
+            UserError: wrong shape, wrong dtype, or values that are not finite.
+        """
+        want = (batch, *self.frame)
+        if frame_BCHW.shape != want:
+            raise UserError(f"frame has shape {tuple(frame_BCHW.shape)}, the model takes {want}")
+        if frame_BCHW.dtype != np.float32:
+            raise UserError(
+                f"frame has dtype {frame_BCHW.dtype}, the model takes float32 (apply the bundle's preprocessing)"
+            )
+        # A NaN or infinity anywhere makes the sum non-finite: one pass, no temporary array.
+        if not np.isfinite(frame_BCHW.sum(dtype=np.float64)):
+            raise UserError("frame holds NaN or infinite values: check the camera and the preprocessing")
+        return np.ascontiguousarray(frame_BCHW)
+
+
+class Placement(_Frozen):
+    """What really ran where: the runtime's own account, so that a silent fallback is visible."""
+
+    runtime: str
+    device: str
+    precision: str
+    threads: int | None = None
+    detail: dict[str, str] = {}
+
+
+@runtime_checkable
+class Session(Protocol):
+    """An opened artefact plus its stream state. Not thread-safe: one session per thread."""
+
+    contract: Contract
+
+    def step(self, frame_BCHW: Array) -> Array:
+        """Advance by one frame: float32 (B, 3, H, W) -> logits float32 (B, classes)."""
+        ...
+
+    def reset(self) -> None:
+        """Forget: the stream state is zero again."""
+        ...
+
+    def close(self) -> None:
+        """Free the runtime's resources; closing twice is harmless, stepping afterwards is a UserError."""
+        ...
+
+    def placement(self) -> Placement:
+        """Tell what ran where."""
+        ...
+
+
+def softmax(logits: Array) -> Array:
+    """Probabilities along the last axis, computed stably in float32."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), np.float32)
+
+
+def clip_answer(logits_TK: Array) -> Array:
+    """The answer for a whole clip: probabilities (K,) from the mean of the per-frame logits (T, K)."""
+    return softmax(np.asarray(logits_TK, np.float32).mean(axis=0))

@@ -1,0 +1,140 @@
+"""Crash-safe files: a reader sees the old content or the new one, never a half-written mixture.
+
+Everything vidon writes goes to a temporary name beside the target, is flushed to the disk and then
+renamed, which POSIX and Windows make atomic. Errors of the disk (full, read-only, forbidden) become one
+clear line.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import UserError
+
+__all__ = ["fresh_dir", "sha256", "writable_dir", "write_bytes", "write_json", "write_text", "writing"]
+
+_DISK_TROUBLE = {
+    errno.ENOSPC: "no space left on the disk: free some space and run again",
+    errno.EDQUOT: "the disk quota is used up: free some space and run again",
+    errno.EROFS: "the file system is read-only: choose another output folder",
+    errno.EACCES: "permission denied: choose a folder that you may write to",
+    errno.EPERM: "permission denied: choose a folder that you may write to",
+    errno.ENOTDIR: "a parent of this path is a file, not a folder: choose another output folder",
+    errno.EISDIR: "this path is a folder, a file is expected: choose another name",
+    errno.EEXIST: "this path is a file, a folder is expected: choose another name",
+}
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Translate the disk's errors while writing ``path``.
+
+    Raises:
+        UserError: full, read-only or forbidden disk, naming the path and the cure.
+    """
+    try:
+        yield
+    except OSError as error:
+        trouble = _DISK_TROUBLE.get(error.errno or 0)
+        if trouble is None:
+            raise
+        raise UserError(f"cannot write {path}: {trouble}") from error
+
+
+def writable_dir(path: Path) -> Path:
+    """Create ``path`` if needed and prove that a file can be written in it, before any long work.
+
+    Raises:
+        UserError: the folder cannot be made or written to.
+    """
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    return path
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    """Replace ``path`` by ``data`` atomically and return it."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Replace ``path`` by UTF-8 ``text`` atomically and return it."""
+    return write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Replace ``path`` by indented, key-sorted JSON atomically and return it."""
+    return write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+@contextlib.contextmanager
+def fresh_dir(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that takes the place of ``path`` only if the block succeeds.
+
+    An older ``path`` stays untouched until the very end; on any error nothing is left behind.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        staging.chmod(0o755)
+        try:
+            yield staging
+            _sync_tree(staging)
+            _swap(staging, path)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of the file at ``path``."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_tree(root: Path) -> None:
+    for file in root.rglob("*"):
+        if file.is_file():
+            handle = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+def _swap(staging: Path, path: Path) -> None:
+    """Move ``staging`` to ``path``; an older folder is set aside first and deleted last."""
+    if not path.exists():
+        os.replace(staging, path)
+        return
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    os.replace(path, aside / "old")
+    try:
+        os.replace(staging, path)
+    except BaseException:
+        os.replace(aside / "old", path)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

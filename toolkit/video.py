@@ -1,0 +1,71 @@
+"""Decode video files with OpenCV, and turn a file into the pictures that a model would see.
+
+The same decoder and the same sampler serve training, evaluation and the camera loop, so a clip looks to
+the student in training exactly as it will look to it on the board.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from toolkit.cv import opencv
+from toolkit.errors import UserError
+from toolkit.preprocess import FrameSampler, Preprocess
+
+__all__ = ["VIDEO_SUFFIXES", "read_frames", "read_pictures"]
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"})
+_DEFAULT_FPS = 25.0
+
+
+def read_frames(path: Path) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
+    """Yield (timestamp in seconds, BGR frame uint8 (H, W, 3)) for every frame of the file.
+
+    Raises:
+        UserError: the file is missing, is not a video, or holds no frame.
+    """
+    if not path.is_file():
+        raise UserError(f"video {path} does not exist: check the path")
+    cv2 = opencv()
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    try:
+        if not capture.isOpened():
+            raise UserError(f"video {path} cannot be read: it is damaged or not a video; re-encode or remove it")
+        fps = capture.get(cv2.CAP_PROP_FPS)
+        fps = fps if 0 < fps < 1000 else _DEFAULT_FPS
+        count, last_s = 0, -1.0
+        while True:
+            good, frame = capture.read()
+            if not good:
+                break
+            stamp_s = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000.0
+            # Some containers carry no timestamps (always 0) or jump back: fall back to the nominal rate.
+            if count and stamp_s <= last_s:
+                stamp_s = last_s + 1.0 / fps
+            yield stamp_s, np.asarray(frame, np.uint8)
+            count, last_s = count + 1, stamp_s
+        if not count:
+            raise UserError(f"video {path} holds no frame: it is empty or truncated; re-encode or remove it")
+    finally:
+        capture.release()
+
+
+def read_pictures(path: Path, preprocess: Preprocess, limit: int | None = None) -> npt.NDArray[np.uint8]:
+    """Decode a file into the model's pictures: uint8 RGB (T, H, W, 3) at ``preprocess.fps``.
+
+    ``limit`` stops after that many pictures.
+
+    Raises:
+        UserError: as :func:`read_frames`.
+    """
+    sampler = FrameSampler(preprocess.fps)
+    pictures: list[npt.NDArray[np.uint8]] = []
+    for stamp_s, frame in read_frames(path):
+        due = sampler.due(stamp_s)
+        if due:
+            pictures.extend([preprocess.picture(frame)] * due)
+        if limit is not None and len(pictures) >= limit:
+            return np.stack(pictures[:limit])
+    return np.stack(pictures)

@@ -1,0 +1,1 @@
+"""The server side: data, encoders, objectives, the training loop and compression. Needs torch."""

@@ -1,0 +1,246 @@
+"""The streaming student: a MobileNetV2-style 2-D backbone whose residual blocks look back in time.
+
+One set of weights, two forms. The *clip form* sees all T frames of a clip at once and is used for training;
+the *step form* sees one frame and the stream state and is what devices run. They agree to rounding, because
+every temporal module is causal and starts from zero state:
+
+* online channel shift (TSM, Lin et al. 2019, arXiv:1811.08383): the first channels come from the last frame;
+* causal depthwise temporal convolution: one 1x1 depthwise tap per frame of a short past.
+
+Shapes: B batch, T time, N = B*T folded, C channels, H, W picture, K classes.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.contract import Contract, StateSpec
+from toolkit.recipe import StudentConfig
+
+__all__ = ["StreamStudent", "build_student"]
+
+# MobileNetV2 (Sandler et al. 2018, table 2): expansion, channels, repeats, stride.
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+STEM, LAST = 32, 1280
+
+
+def round_channels(channels: float, divisor: int = 8) -> int:
+    """Round to a multiple of ``divisor`` without losing more than 10 % (the MobileNet rule)."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+def conv_bn(
+    inputs: int, outputs: int, kernel: int, stride: int, groups: int, act: Callable[[], nn.Module] | None
+) -> nn.Sequential:
+    """Convolution, batch norm and, unless ``act`` is None, an activation."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+    ]
+    return nn.Sequential(*layers, *([] if act is None else [act()]))
+
+
+class OnlineShift(nn.Module):
+    """Replace the first ``fold`` channels by those of the previous frame. State: (B, fold, H, W)."""
+
+    def __init__(self, channels: int, fraction: float) -> None:
+        super().__init__()
+        self.fraction = fraction
+        self.fold = max(1, int(channels * fraction))
+
+    def resize(self, channels: int) -> None:
+        """Follow a pruned layer: the fold is a fraction of the channels that remain."""
+        self.fold = max(1, int(channels * self.fraction))
+
+    def state_channels(self) -> list[int]:
+        """Channels of each state tensor."""
+        return [self.fold]
+
+    def step(self, x_BCHW: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """One frame: (B, C, H, W) and the previous fold -> shifted (B, C, H, W) and this frame's fold."""
+        return torch.cat([states[0], x_BCHW[:, self.fold :]], 1), [x_BCHW[:, : self.fold]]
+
+    def clip(self, x_BTCHW: Tensor) -> Tensor:
+        """All frames: zeros enter at t = 0."""
+        past = nn.functional.pad(x_BTCHW[:, :-1, : self.fold], (0, 0, 0, 0, 0, 0, 1, 0))
+        return torch.cat([past, x_BTCHW[:, :, self.fold :]], 2)
+
+    def still(self, x_BCHW: Tensor) -> Tensor:
+        """The answer for a picture that never changes: what structural tracing sees."""
+        return x_BCHW
+
+
+class CausalTaps(nn.Module):
+    """Depthwise temporal convolution over ``kernel`` frames as 1x1 depthwise taps; starts as identity.
+
+    State: ``kernel - 1`` tensors (B, C, H, W), the most recent frame first.
+    """
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        self.taps = nn.ModuleList(nn.Conv2d(channels, channels, 1, groups=channels, bias=False) for _ in range(kernel))
+        for index, tap in enumerate(self.taps):
+            weight = tap.weight
+            assert isinstance(weight, Tensor)
+            nn.init.constant_(weight, 1.0) if index == 0 else nn.init.normal_(weight, std=0.1)
+
+    def resize(self, channels: int) -> None:
+        """Nothing to follow: the taps were pruned with their layer."""
+
+    def state_channels(self) -> list[int]:
+        """Channels of each state tensor."""
+        first = self.taps[0]
+        assert isinstance(first, nn.Conv2d)
+        return [first.out_channels] * (len(self.taps) - 1)
+
+    def step(self, x_BCHW: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """One frame and the ``kernel - 1`` before it."""
+        y = self.taps[0](x_BCHW)
+        for tap, past in zip(list(self.taps)[1:], states, strict=True):
+            y = y + tap(past)
+        return y, [x_BCHW, *states[:-1]]
+
+    def clip(self, x_BTCHW: Tensor) -> Tensor:
+        """All frames at once."""
+        batch, frames = x_BTCHW.shape[:2]
+        y = self.taps[0](x_BTCHW.flatten(0, 1)).unflatten(0, (batch, frames))
+        for delay, tap in enumerate(list(self.taps)[1:frames], start=1):
+            past = nn.functional.pad(x_BTCHW[:, :-delay], (0, 0, 0, 0, 0, 0, delay, 0))
+            y = y + tap(past.flatten(0, 1)).unflatten(0, (batch, frames))
+        return y
+
+    def still(self, x_BCHW: Tensor) -> Tensor:
+        """The answer for a picture that never changes."""
+        y: Tensor = self.taps[0](x_BCHW)
+        for tap in list(self.taps)[1:]:
+            y = y + tap(x_BCHW)
+        return y
+
+
+class InvertedResidual(nn.Module):
+    """Expand, depthwise, project (MobileNetV2), with an optional temporal module on the branch's input."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        expand: int,
+        act: Callable[[], nn.Module],
+        temporal: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        hidden = inputs * expand
+        layers = [] if expand == 1 else [conv_bn(inputs, hidden, 1, 1, 1, act)]
+        layers += [conv_bn(hidden, hidden, 3, stride, hidden, act), conv_bn(hidden, outputs, 1, 1, 1, None)]
+        self.branch = nn.Sequential(*layers)
+        self.residual = stride == 1 and inputs == outputs
+        self.temporal = temporal
+        self.stride = stride
+
+    def merge(self, x: Tensor, looked: Tensor) -> Tensor:
+        """Branch over the temporal module's output, plus the untouched input where shapes allow."""
+        y: Tensor = self.branch(looked)
+        return x + y if self.residual else y
+
+
+class StreamStudent(nn.Module):
+    """The student. Build with :func:`build_student`; ``frame`` is (3, H, W), ``classes`` K."""
+
+    def __init__(self, config: StudentConfig, classes: int, frame: tuple[int, int, int], frames: int) -> None:
+        super().__init__()
+        self.config, self.classes, self.frame, self.frames = config, classes, frame, frames
+        act: Callable[[], nn.Module] = (
+            (lambda: nn.ReLU6()) if config.activation == "relu6" else (lambda: nn.Hardswish())
+        )
+        channels = round_channels(STEM * config.width)
+        self.stem = conv_bn(3, channels, 3, 2, 1, act)
+        blocks: list[InvertedResidual] = []
+        for expand, base, repeats, stride in STAGES:
+            outputs = round_channels(base * config.width)
+            for index in range(max(1, math.ceil(repeats * config.depth))):
+                step = stride if index == 0 else 1
+                looks = step == 1 and channels == outputs and expand > 1
+                blocks.append(
+                    InvertedResidual(
+                        channels, outputs, step, expand, act, _temporal(config, channels) if looks else None
+                    )
+                )
+                channels = outputs
+        self.blocks = nn.ModuleList(blocks)
+        last = LAST if config.width >= 1 else round_channels(LAST * config.width)
+        self.last = conv_bn(channels, last, 1, 1, 1, act)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(last, classes)
+
+    def _blocks(self) -> Iterator[InvertedResidual]:
+        for block in self.blocks:
+            assert isinstance(block, InvertedResidual)
+            yield block
+
+    def contract(self) -> Contract:
+        """Names and shapes of the step form, read off the (possibly pruned) weights."""
+        size = [math.ceil(edge / 2) for edge in self.frame[1:]]
+        states: list[StateSpec] = []
+        for block in self._blocks():
+            if block.temporal is not None:
+                for channels in block.temporal.state_channels():  # type: ignore[operator]
+                    states.append(StateSpec(name=f"state_{len(states):02d}", shape=(channels, *size)))
+            size = [math.ceil(edge / block.stride) for edge in size]
+        return Contract(kind="stream", frame=self.frame, classes=self.classes, frames=self.frames, states=tuple(states))
+
+    def _answer(self, x_NCHW: Tensor) -> Tensor:
+        pooled = self.last(x_NCHW).mean((2, 3))
+        logits: Tensor = self.head(self.dropout(pooled))
+        return logits
+
+    def step(self, frame_BCHW: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Step form: frame (B, 3, H, W) and states -> logits (B, K) and the next states, same shapes."""
+        x, rest, out = self.stem(frame_BCHW), list(states), []
+        for block in self._blocks():
+            looked = x
+            if block.temporal is not None:
+                count = len(block.temporal.state_channels())  # type: ignore[operator]
+                looked, following = block.temporal.step(x, rest[:count])  # type: ignore[operator]
+                rest, out = rest[count:], out + following
+            x = block.merge(x, looked)
+        return self._answer(x), out
+
+    def forward(self, clip_BTCHW: Tensor) -> Tensor:
+        """Clip form: (B, T, 3, H, W) -> logits of every frame (B, T, K), equal to T steps from zero state."""
+        batch, frames = clip_BTCHW.shape[:2]
+        x = self.stem(clip_BTCHW.flatten(0, 1))
+        for block in self._blocks():
+            looked = x
+            if block.temporal is not None:
+                looked = block.temporal.clip(x.unflatten(0, (batch, frames))).flatten(0, 1)  # type: ignore[operator]
+            x = block.merge(x, looked)
+        return self._answer(x).unflatten(0, (batch, frames))
+
+    def still(self, frame_BCHW: Tensor) -> Tensor:
+        """Logits (B, K) as if the picture had always been there: a plain 2-D net, for structural tracing."""
+        x = self.stem(frame_BCHW)
+        for block in self._blocks():
+            x = block.merge(x, x if block.temporal is None else block.temporal.still(x))  # type: ignore[operator]
+        return self._answer(x)
+
+
+def _temporal(config: StudentConfig, channels: int) -> nn.Module | None:
+    if config.temporal == "shift":
+        return OnlineShift(channels, config.shift_fraction)
+    return CausalTaps(channels, config.kernel) if config.temporal == "conv" else None
+
+
+def build_student(config: StudentConfig, classes: int, frame: tuple[int, int, int], frames: int) -> StreamStudent:
+    """Make a student with fresh weights (He initialisation, as in MobileNet)."""
+    model = StreamStudent(config, classes, frame, frames)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.groups != module.in_channels:
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)
+    return model
