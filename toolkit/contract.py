@@ -39,13 +39,15 @@ class Contract(_Frozen):
 
     ``stream``: input ``frame`` (3, H, W) and one input per state; outputs ``logits`` (classes,) and one
     ``<state>_next`` per state. ``clip``: input ``clip`` (3, T, H, W) with T = ``frames``; output ``logits``.
-    ``frames`` is the clip length the model was trained on.
+    ``frames`` is the clip length the model was trained on; the first ``warmup`` answers of a stream, while its
+    state fills, do not count in the answer for a whole clip.
     """
 
     kind: Literal["stream", "clip"] = "stream"
     frame: tuple[int, int, int]
     classes: int = Field(ge=1)
     frames: int = Field(default=16, ge=1)
+    warmup: int = Field(default=0, ge=0)
     states: tuple[StateSpec, ...] = ()
 
     @model_validator(mode="after")
@@ -134,6 +136,10 @@ def softmax(logits: Array) -> Array:
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), np.float32)
 
 
-def clip_answer(logits_TK: Array) -> Array:
-    """The answer for a whole clip: probabilities (K,) from the mean of the per-frame logits (T, K)."""
-    return softmax(np.asarray(logits_TK, np.float32).mean(axis=0))
+def clip_answer(logits_TK: Array, warmup: int = 0) -> Array:
+    """The answer for a whole clip: probabilities (K,) from the mean of the per-frame logits (T, K).
+
+    The first ``warmup`` frames are left out, unless the clip has no other.
+    """
+    counted = logits_TK[min(warmup, len(logits_TK) - 1) :]
+    return softmax(np.asarray(counted, np.float32).mean(axis=0))

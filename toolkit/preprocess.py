@@ -1,13 +1,14 @@
 """From camera pixels to model input: the one implementation that training and every device share.
 
-Space: the frame is scaled so that it covers the model's picture, cropped in the centre, turned from BGR to
-RGB and normalised per channel. Time: the model runs at a fixed frame rate; the sampler picks, causally, the
-first frame at or after each tick of that rate, so a 30 frames/s camera and a 12 frames/s file mean the same
-to the model. Shape suffixes: H, W picture, C channels.
+Space: the frame is scaled so that it covers the model's picture and cropped in the centre (``fit = "crop"``),
+or scaled to it whole (``fit = "stretch"``), turned from BGR to RGB and normalised per channel. Time: the model
+runs at a fixed frame rate; the sampler picks, causally, the first frame at or after each tick of that rate, so
+a 30 frames/s camera and a 12 frames/s file mean the same to the model. Shape suffixes: H, W picture, C channels.
 """
 
 import functools
 import math
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,27 +31,32 @@ class Preprocess(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: tuple[int, int] = (112, 112)
+    fit: Literal["crop", "stretch"] = "crop"
     fps: float = Field(default=10.0, gt=0)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def picture(self, frame_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Scale to cover, crop the centre: uint8 BGR of any size -> uint8 RGB (H, W, 3)."""
+        """Scale and crop: uint8 BGR of any size -> uint8 RGB (H, W, 3)."""
         height, width = self.size
         if frame_HWC.ndim == 2:
             frame_HWC = np.repeat(frame_HWC[:, :, None], 3, axis=2)
         rows, cols = frame_HWC.shape[:2]
         scale = max(height / rows, width / cols)
-        # Cropping before scaling touches only the pixels that remain: the same picture for less work.
-        crop_rows = min(rows, max(1, round(height / scale)))
-        crop_cols = min(cols, max(1, round(width / scale)))
-        top, left = (rows - crop_rows) // 2, (cols - crop_cols) // 2
-        crop = frame_HWC[top : top + crop_rows, left : left + crop_cols, :3]
+        crop = self._centre(frame_HWC, scale) if self.fit == "crop" else frame_HWC[:, :, :3]
         if crop.shape[:2] != (height, width):
             cv2 = opencv()
             method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
             crop = cv2.resize(crop, (width, height), interpolation=method)
         return np.ascontiguousarray(crop[:, :, ::-1])
+
+    def _centre(self, frame_HWC: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uint8]:
+        """The central part with the model's aspect: cropping first scales only the pixels that remain."""
+        rows, cols = frame_HWC.shape[:2]
+        crop_rows = min(rows, max(1, round(self.size[0] / scale)))
+        crop_cols = min(cols, max(1, round(self.size[1] / scale)))
+        top, left = (rows - crop_rows) // 2, (cols - crop_cols) // 2
+        return frame_HWC[top : top + crop_rows, left : left + crop_cols, :3]
 
     def normalise(self, picture_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """uint8 RGB (..., H, W, 3) -> float32 (..., 3, H, W), normalised per channel."""

@@ -95,7 +95,9 @@ class StudentConfig(_Frozen):
 
     ``width`` scales channels, ``depth`` repeats, ``layout`` chooses the stage table; ``temporal`` is the module put
     into residual blocks: online channel ``shift`` (TSM), causal depthwise temporal ``conv`` over ``kernel`` frames,
-    or ``none`` (the single-frame control).
+    or ``none`` (the single-frame control). ``blocks`` keeps only the first N residual blocks. ``readout`` is
+    ``average`` (appearance plus what the temporal modules saw) or ``motion`` (feature changes over ``lags`` frames).
+    ``pretrained`` is a MobileNetV2 TFLite file or a saved model folder to start from.
     """
 
     width: float = Field(default=0.5, gt=0)
@@ -105,6 +107,9 @@ class StudentConfig(_Frozen):
     kernel: int = Field(default=3, ge=2, le=9)
     shift_fraction: float = Field(default=0.125, gt=0, lt=1)
     dropout: float = 0.1
+    blocks: int | None = Field(default=None, ge=1)
+    readout: Literal["average", "motion"] = "average"
+    lags: tuple[int, ...] = (1, 2, 4)
     pretrained: Path | None = None
 
 

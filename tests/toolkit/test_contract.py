@@ -44,3 +44,9 @@ def test_the_clip_answer_is_the_softmax_of_the_mean_logits() -> None:
     logits = np.array([[0.0, 2.0], [4.0, 0.0]], np.float32)
     np.testing.assert_allclose(clip_answer(logits), softmax(np.array([2.0, 1.0], np.float32)))
     assert clip_answer(logits).sum() == pytest.approx(1.0)
+
+
+def test_warm_up_frames_do_not_count_unless_there_are_no_others() -> None:
+    logits = np.array([[9.0, 0.0], [0.0, 1.0]], np.float32)
+    np.testing.assert_array_equal(clip_answer(logits, warmup=1), softmax(logits[1]))
+    np.testing.assert_array_equal(clip_answer(logits, warmup=5), softmax(logits[1]))

@@ -81,3 +81,9 @@ def test_a_stalled_live_source_does_not_flood_the_model() -> None:
 def test_preprocessing_refuses_unknown_fields() -> None:
     with pytest.raises(ValueError, match="colour"):
         Preprocess.model_validate({"colour": "bgr"})
+
+
+def test_a_stretched_frame_keeps_all_of_the_picture() -> None:
+    frame = _frame(40, 100)
+    expected = cv2.resize(frame, (20, 20), interpolation=cv2.INTER_AREA)[:, :, ::-1]
+    assert np.array_equal(Preprocess(size=(20, 20), fit="stretch").picture(frame), expected)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from toolkit.contract import Contract, StateSpec
 from toolkit.recipe import StudentConfig
+from train.models.readout import AverageReadout, MotionReadout
 
 __all__ = ["StreamStudent", "build_student"]
 
@@ -110,7 +111,8 @@ class CausalTaps(nn.Module):
         for delay, tap in enumerate(list(self.taps)[1:frames], start=1):
             past = nn.functional.pad(x_BTCHW[:, :-delay], (0, 0, 0, 0, 0, 0, delay, 0))
             y = y + tap(past.flatten(0, 1)).unflatten(0, (batch, frames))
-        return y
+        answer: Tensor = y
+        return answer
 
     def still(self, x_BCHW: Tensor) -> Tensor:
         """The answer for a picture that never changes."""
@@ -170,36 +172,58 @@ class StreamStudent(nn.Module):
                     )
                 )
                 channels = outputs
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList(blocks[: config.blocks])
+        self.readout = self._readout(channels, act)
+
+    def _readout(self, channels: int, act: Callable[[], nn.Module]) -> AverageReadout | MotionReadout:
+        config = self.config
+        if config.blocks is not None:
+            channels = self._outputs(config.blocks)
+        if config.readout == "motion":
+            return MotionReadout(channels, self.classes, config.lags, config.dropout)
         last = LAST if config.width >= 1 else round_channels(LAST * config.width)
-        self.last = conv_bn(channels, last, 1, 1, 1, act)
-        self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(last, classes)
+        return AverageReadout(conv_bn(channels, last, 1, 1, 1, act), last, self.classes, config.dropout)
+
+    def _outputs(self, count: int) -> int:
+        """Channels after the first ``count`` blocks."""
+        block = list(self._blocks())[min(count, len(self.blocks)) - 1]
+        project = block.branch[-1]
+        assert isinstance(project, nn.Sequential)
+        convolution = project[0]
+        assert isinstance(convolution, nn.Conv2d)
+        return convolution.out_channels
 
     def _blocks(self) -> Iterator[InvertedResidual]:
         for block in self.blocks:
             assert isinstance(block, InvertedResidual)
             yield block
 
-    def contract(self) -> Contract:
-        """Names and shapes of the step form, read off the (possibly pruned) weights."""
+    def _memories(self) -> Iterator[tuple[nn.Module, list[int]]]:
+        """Every module with stream state in order of the graph, with its (H, W)."""
         size = [math.ceil(edge / 2) for edge in self.frame[1:]]
-        states: list[StateSpec] = []
         for block in self._blocks():
             if block.temporal is not None:
-                for channels in block.temporal.state_channels():  # type: ignore[operator]
-                    states.append(StateSpec(name=f"state_{len(states):02d}", shape=(channels, *size)))
+                yield block.temporal, size
             size = [math.ceil(edge / block.stride) for edge in size]
-        return Contract(kind="stream", frame=self.frame, classes=self.classes, frames=self.frames, states=tuple(states))
+        yield self.readout, size
 
-    def _answer(self, x_NCHW: Tensor) -> Tensor:
-        pooled = self.last(x_NCHW).mean((2, 3))
-        logits: Tensor = self.head(self.dropout(pooled))
-        return logits
+    def contract(self) -> Contract:
+        """Names and shapes of the step form, read off the (possibly pruned) weights."""
+        shapes = [
+            (channels, *size)
+            for memory, size in self._memories()
+            for channels in memory.state_channels()  # type: ignore[operator]
+        ]
+        states = tuple(StateSpec(name=f"state_{index:02d}", shape=shape) for index, shape in enumerate(shapes))
+        warmup = self.readout.depth if isinstance(self.readout, MotionReadout) else 0
+        return Contract(
+            kind="stream", frame=self.frame, classes=self.classes, frames=self.frames, warmup=warmup, states=states
+        )
 
     def step(self, frame_BCHW: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Step form: frame (B, 3, H, W) and states -> logits (B, K) and the next states, same shapes."""
-        x, rest, out = self.stem(frame_BCHW), list(states), []
+        x, rest = self.stem(frame_BCHW), list(states)
+        out: list[Tensor] = []
         for block in self._blocks():
             looked = x
             if block.temporal is not None:
@@ -207,7 +231,8 @@ class StreamStudent(nn.Module):
                 looked, following = block.temporal.step(x, rest[:count])  # type: ignore[operator]
                 rest, out = rest[count:], out + following
             x = block.merge(x, looked)
-        return self._answer(x), out
+        logits, following = self.readout.step(x, rest)
+        return logits, out + following
 
     def forward(self, clip_BTCHW: Tensor) -> Tensor:
         """Clip form: (B, T, 3, H, W) -> logits of every frame (B, T, K), equal to T steps from zero state."""
@@ -218,14 +243,14 @@ class StreamStudent(nn.Module):
             if block.temporal is not None:
                 looked = block.temporal.clip(x.unflatten(0, (batch, frames))).flatten(0, 1)  # type: ignore[operator]
             x = block.merge(x, looked)
-        return self._answer(x).unflatten(0, (batch, frames))
+        return self.readout.clip(x.unflatten(0, (batch, frames)))
 
     def still(self, frame_BCHW: Tensor) -> Tensor:
         """Logits (B, K) as if the picture had always been there: a plain 2-D net, for structural tracing."""
         x = self.stem(frame_BCHW)
         for block in self._blocks():
             x = block.merge(x, x if block.temporal is None else block.temporal.still(x))  # type: ignore[operator]
-        return self._answer(x)
+        return self.readout.still(x)
 
 
 def _temporal(config: StudentConfig, channels: int) -> nn.Module | None:
@@ -242,5 +267,6 @@ def build_student(config: StudentConfig, classes: int, frame: tuple[int, int, in
             nn.init.kaiming_normal_(module.weight, mode="fan_out")
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.01)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     return model

@@ -1,0 +1,1 @@
+"""Encoders and students, one file each, and how they are saved."""
