@@ -12,6 +12,7 @@ Shapes: B batch, T time, N = B*T folded, C channels, H, W picture, K classes.
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -33,15 +34,31 @@ def round_channels(channels: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
+class SameConv2d(nn.Conv2d):
+    """Convolution with TensorFlow's "SAME" padding: at stride 2 an even side is padded only at its far end.
+
+    With it ImageNet weights from TFLite files answer as they do there, and LiteRT needs no padding operator.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', ceil(H / stride), ceil(W / stride))."""
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        pads: list[int] = []
+        for side in (int(input.shape[3]), int(input.shape[2])):
+            total = max((math.ceil(side / stride) - 1) * stride + kernel - side, 0)
+            pads += [total // 2, total - total // 2]
+        return super().forward(nn.functional.pad(input, pads))
+
+
 def conv_bn(
     inputs: int, outputs: int, kernel: int, stride: int, groups: int, act: Callable[[], nn.Module] | None
 ) -> nn.Sequential:
-    """Convolution, batch norm and, unless ``act`` is None, an activation."""
-    layers: list[nn.Module] = [
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(outputs),
-    ]
-    return nn.Sequential(*layers, *([] if act is None else [act()]))
+    """Convolution, batch norm and, unless ``act`` is None, an activation: entries 0, 1 and 2."""
+    if stride == 1:
+        convolution = nn.Conv2d(inputs, outputs, kernel, 1, kernel // 2, groups=groups, bias=False)
+    else:
+        convolution = SameConv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), *([] if act is None else [act()]))
 
 
 class OnlineShift(nn.Module):
@@ -197,6 +214,15 @@ class StreamStudent(nn.Module):
         for block in self.blocks:
             assert isinstance(block, InvertedResidual)
             yield block
+
+    def train(self, mode: bool = True) -> Self:
+        """As usual, except that pretrained batch norms keep their statistics: small batches would ruin them."""
+        super().train(mode)
+        if self.config.pretrained is not None:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
 
     def _memories(self) -> Iterator[tuple[nn.Module, list[int]]]:
         """Every module with stream state in order of the graph, with its (H, W)."""

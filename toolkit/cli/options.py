@@ -1,0 +1,53 @@
+"""Options that several commands share, each defined once."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from toolkit.errors import UserError
+from toolkit.recipe import Recipe, load_recipe
+
+__all__ = ["Device", "Json", "Out", "RecipeFile", "RuntimeNames", "Set", "Threads", "names", "recipe_of", "say"]
+
+RecipeFile = Annotated[
+    Path | None, typer.Argument(help="Recipe (TOML). Without one the defaults apply.", metavar="[RECIPE]")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="Override one value: --set distill.epochs=5", metavar="KEY=VALUE"),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write; an interrupted run goes on here.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Threads of the runtime (default: its own choice).")
+]
+Device = Annotated[str, typer.Option("--device", help="Device of the runtime, for example cpu.")]
+RuntimeNames = Annotated[
+    str | None, typer.Option("--runtimes", help="Comma-separated runtimes, for example onnxruntime,openvino.")
+]
+
+
+def recipe_of(path: Path | None, overrides: list[str] | None) -> Recipe:
+    """Load the recipe with its overrides."""
+    return load_recipe(path, tuple(overrides or ()))
+
+
+def names(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
+    """Split a comma-separated option.
+
+    Raises:
+        UserError: the list is empty.
+    """
+    if text is None:
+        return default
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not found:
+        raise UserError("an empty list of names was given: write for example onnxruntime,openvino")
+    return found
+
+
+def say(as_json: bool, value: dict[str, Any], text: str) -> None:
+    """Print ``value`` as JSON or ``text`` for people."""
+    typer.echo(json.dumps(value, indent=2, default=str) if as_json else text)
