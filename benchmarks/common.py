@@ -1,0 +1,47 @@
+"""What every benchmark writes: raw samples, versions, machine, commit, and the table for the docs."""
+
+import datetime
+import importlib.metadata
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from devices.machine import describe_machine
+from toolkit.files import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "ai-edge-litert", "litert-torch", "numpy", "torch-pruning")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the libraries that decide the figures."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def save(name: str, caption: str, columns: list[str], rows: list[list[Any]], data: dict[str, Any]) -> Path:
+    """Write ``benchmarks/results/<name>_<device>_<date>.json`` and return its path."""
+    machine = describe_machine()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    today = datetime.date.today().isoformat()
+    device = f"{machine.architecture}-{machine.cores}core".lower().replace("_", "")
+    return write_json(
+        RESULTS / f"{name}_{device}_{today}.json",
+        {
+            "benchmark": name,
+            "date": today,
+            "commit": commit.stdout.strip(),
+            "machine": machine.model_dump(),
+            "versions": versions(),
+            "evidence": "measured",
+            "caption": caption,
+            "table": {"columns": columns, "rows": rows},
+            "data": data,
+        },
+    )
