@@ -1,0 +1,1 @@
+"""Benchmarks; each writes one file into results/."""

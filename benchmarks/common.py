@@ -11,7 +11,17 @@ from toolkit.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "ai-edge-litert", "litert-torch", "numpy", "torch-pruning")
+PACKAGES = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "ai-edge-litert",
+    "litert-torch",
+    "numpy",
+    "torch-pruning",
+)
 
 
 def versions() -> dict[str, str]:

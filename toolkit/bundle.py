@@ -8,6 +8,7 @@
 A bundle appears whole or not at all; opening one checks its schema and every checksum. There is no pickle.
 """
 
+import atexit
 import contextlib
 import json
 import shutil
@@ -179,8 +180,9 @@ def _check_files(root: Path, manifest: Manifest) -> None:
 
 
 def _unpack(path: Path) -> Path:
-    """Unpack a zipped bundle beside the system's temporary files and return its root."""
+    """Unpack a zipped bundle into a temporary folder that lives as long as the process; return its root."""
     target = Path(tempfile.mkdtemp(prefix="vidon-bundle-"))
+    atexit.register(shutil.rmtree, target, ignore_errors=True)
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():

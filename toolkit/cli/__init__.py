@@ -58,6 +58,6 @@ def _root(
     """One road: clips -> teacher -> streaming student -> verified bundle -> live camera -> report."""
 
 
-from toolkit.cli import demo, deployment, training  # noqa: E402  (they register their commands on app)
+# from toolkit.cli import demo, deployment, training
 
-_ = (demo, deployment, training)
+# _ = (demo, deployment, training)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from toolkit.files import write_json, writable_dir
+from toolkit.files import writable_dir, write_json
 from toolkit.progress import note
 
 __all__ = ["Steps"]
