@@ -1,0 +1,250 @@
+"""Where the camera loop puts its answers: a window, an annotated video file, or lines of JSON.
+
+A sink takes each shown picture with what is known about it and says whether to go on. A video file is written
+under a temporary name and takes its own only when it is complete and can be read back.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from toolkit.cv import opencv
+from toolkit.errors import UserError
+from toolkit.files import writable_dir
+from toolkit.preprocess import FrameSampler
+
+__all__ = ["EventSink", "Look", "Sink", "VideoSink", "WindowSink"]
+
+# Per container the codecs to try in order. MPEG-4 needs no hardware and plays in every desktop player; a
+# browser wants VP9 (.webm) or H.264, for which OpenCV's wheels carry no software encoder.
+_CODECS = {
+    ".mp4": ("mp4v", "avc1"),
+    ".mov": ("mp4v", "avc1"),
+    ".m4v": ("mp4v", "avc1"),
+    ".mkv": ("mp4v", "XVID"),
+    ".avi": ("MJPG", "XVID"),
+    ".webm": ("VP90", "VP80"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is known at one frame. ``probabilities`` (K,) is None until the model has warmed up.
+
+    ``frame`` counts captured frames from 0, ``steps`` is how many model steps this frame caused, ``infer_ms`` the
+    time of the last one.
+    """
+
+    frame: int
+    stamp_s: float
+    steps: int
+    labels: Sequence[str]
+    probabilities: npt.NDArray[np.float32] | None
+    infer_ms: float
+
+    @property
+    def best(self) -> tuple[str, float] | None:
+        """The most probable label and its probability."""
+        if self.probabilities is None:
+            return None
+        index = int(self.probabilities.argmax())
+        return self.labels[index], float(self.probabilities[index])
+
+
+class Sink(Protocol):
+    """Takes pictures and answers. ``wants_picture`` False saves the drawing."""
+
+    wants_picture: bool
+
+    def start(self, fps: float) -> None:
+        """Get ready for a source of ``fps`` frames/s; refuses here what cannot work."""
+        ...
+
+    def put(self, picture: npt.NDArray[np.uint8] | None, look: Look) -> bool:
+        """Show or write one frame (uint8 BGR); False asks the loop to stop."""
+        ...
+
+    def close(self) -> None:
+        """Finish."""
+        ...
+
+
+class WindowSink:
+    """Show the picture in a window; ``q``, Escape or closing the window stops the loop."""
+
+    wants_picture = True
+
+    def __init__(self, title: str = "vidon") -> None:
+        self._title = title
+        self._opened = False
+
+    def start(self, fps: float) -> None:
+        """Open the window.
+
+        Raises:
+            UserError: there is no screen, or OpenCV was built without windows.
+        """
+        cure = "use --out FILE.mp4 or --headless"
+        if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+            # Qt would abort the whole process here, so this is asked before OpenCV is.
+            raise UserError(f"cannot open a window: this machine has no screen (DISPLAY is not set); {cure}")
+        cv2 = opencv()
+        try:
+            cv2.namedWindow(self._title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
+        except cv2.error as error:
+            raise UserError(
+                f"cannot open a window: this OpenCV is the headless one; install opencv-python instead of "
+                f"opencv-python-headless, or {cure}"
+            ) from error
+        self._opened = True
+
+    def put(self, picture: npt.NDArray[np.uint8] | None, look: Look) -> bool:
+        """Show the picture and look at the keyboard."""
+        cv2 = opencv()
+        cv2.imshow(self._title, picture)
+        key = cv2.waitKey(1) & 0xFF
+        return key not in {ord("q"), 27} and cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) >= 1
+
+    def close(self) -> None:
+        """Close the window."""
+        if self._opened:
+            opencv().destroyWindow(self._title)
+            self._opened = False
+
+
+class VideoSink:
+    """Write the pictures to ``path`` at the source's frame rate, so that it plays at the original speed."""
+
+    wants_picture = True
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._writer: Any = None
+        self._temporary: Path | None = None
+        self._size = (0, 0)
+        self._fps = 0.0
+        self._pace: FrameSampler | None = None
+        self._written = 0
+
+    def start(self, fps: float) -> None:
+        """Check name and folder before the first frame.
+
+        Raises:
+            UserError: unknown suffix, or a folder that cannot be written to.
+        """
+        if self.path.suffix.lower() not in _CODECS:
+            raise UserError(f"cannot write {self.path}: unknown kind of video; use one of {', '.join(_CODECS)}")
+        if self.path.is_dir():
+            raise UserError(f"cannot write {self.path}: it is a folder; give the name of a video file")
+        writable_dir(self.path.parent)
+        self._fps = min(fps, 120.0)
+        self._pace = FrameSampler(self._fps)
+
+    def put(self, picture: npt.NDArray[np.uint8] | None, look: Look) -> bool:
+        """Write the picture as often as its timestamp asks for: a live source may come irregularly."""
+        assert picture is not None
+        assert self._pace is not None
+        if self._writer is None:
+            self._open(picture)
+        if (picture.shape[1], picture.shape[0]) != self._size:
+            picture = opencv().resize(picture, self._size)
+        for _ in range(self._pace.due(look.stamp_s)):
+            self._writer.write(picture)
+            self._written += 1
+        return True
+
+    def _open(self, picture: npt.NDArray[np.uint8]) -> None:
+        cv2 = opencv()
+        self._size = (picture.shape[1], picture.shape[0])
+        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=".vidon.", suffix=self.path.suffix.lower())
+        os.close(handle)
+        self._temporary = Path(name)
+        for codec in _CODECS[self.path.suffix.lower()]:
+            writer = cv2.VideoWriter(name, cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*codec), self._fps, self._size)
+            if writer.isOpened():
+                self._writer = writer
+                return
+        self._discard()
+        raise UserError(f"cannot write {self.path}: this OpenCV has no encoder for it; try a name that ends in .avi")
+
+    def _discard(self) -> None:
+        if self._temporary is not None:
+            self._temporary.unlink(missing_ok=True)
+            self._temporary = None
+
+    def close(self) -> None:
+        """Finish the file, read it back and give it its name.
+
+        Raises:
+            UserError: what was written cannot be read back (usually a full disk); nothing is left behind.
+        """
+        if self._writer is None or self._temporary is None:
+            return
+        self._writer.release()
+        self._writer = None
+        if not self._complete(self._temporary):
+            self._discard()
+            raise UserError(f"cannot write {self.path}: the video is incomplete; free some disk space and run again")
+        self._temporary.chmod(0o644)
+        os.replace(self._temporary, self.path)
+        self._temporary = None
+
+    def _complete(self, path: Path) -> bool:
+        """OpenCV's writer reports no errors, so the finished file is opened and its frames are counted."""
+        cv2 = opencv()
+        capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+        try:
+            # WebM keeps no exact count: there the duration is rounded to whole milliseconds.
+            return bool(capture.isOpened()) and capture.get(cv2.CAP_PROP_FRAME_COUNT) >= self._written - 1
+        finally:
+            capture.release()
+
+
+class EventSink:
+    """Write one line of JSON per answered frame: ``frame, t_s, label, confidence, probabilities, infer_ms``.
+
+    With ``changes`` only frames at which the label changed are written.
+    """
+
+    wants_picture = False
+
+    def __init__(self, stream: TextIO, changes: bool = False) -> None:
+        self._stream = stream
+        self._changes = changes
+        self._last: str | None = None
+
+    def start(self, fps: float) -> None:
+        """Nothing to prepare."""
+
+    def put(self, picture: npt.NDArray[np.uint8] | None, look: Look) -> bool:
+        """Write the line; a reader that went away (``| head``) stops the loop."""
+        best = look.best
+        if best is None or look.probabilities is None or not look.steps or (self._changes and best[0] == self._last):
+            return True
+        self._last = best[0]
+        shares = {label: round(float(p), 4) for label, p in zip(look.labels, look.probabilities, strict=True)}
+        event = {
+            "frame": look.frame,
+            "t_s": round(look.stamp_s, 3),
+            "label": best[0],
+            "confidence": round(best[1], 4),
+            "probabilities": shares,
+            "infer_ms": round(look.infer_ms, 3),
+        }
+        try:
+            self._stream.write(json.dumps(event, ensure_ascii=False) + "\n")
+            self._stream.flush()
+        except BrokenPipeError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """The stream belongs to the caller."""

@@ -1,0 +1,1 @@
+"""Making models small: distillation and structured pruning."""

@@ -1,0 +1,1 @@
+"""Labelled clips: where they are, how they are split, and how they become batches."""

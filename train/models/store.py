@@ -1,0 +1,124 @@
+"""Save and load models: ``model.safetensors`` and ``model.json`` in one folder, no pickle.
+
+A pruned model is rebuilt from its configuration and then takes the shapes of the saved weights.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from toolkit.contract import Contract
+from toolkit.errors import UserError
+from toolkit.files import write_bytes, write_text
+from toolkit.preprocess import Preprocess
+from toolkit.recipe import StudentConfig, TeacherConfig
+from train.models.student import OnlineShift, StreamStudent, build_student
+from train.models.vit import TubeletViT
+
+__all__ = ["Card", "Model", "build", "load_model", "save_model"]
+
+Model = StreamStudent | TubeletViT
+
+
+class Card(BaseModel):
+    """What is known of a saved model besides its weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["student", "teacher"]
+    config: dict[str, Any]
+    labels: tuple[str, ...]
+    preprocess: Preprocess
+    frames: int
+    lineage: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in eval mode and its card."""
+
+    model: Model
+    card: Card
+
+    @property
+    def contract(self) -> Contract:
+        """The model's contract."""
+        return self.model.contract()
+
+
+def build(card: Card) -> Model:
+    """Make the card's model with fresh weights."""
+    frame = (3, *card.preprocess.size)
+    if card.kind == "teacher":
+        return TubeletViT(TeacherConfig.model_validate(card.config), len(card.labels), frame, card.frames)
+    return build_student(StudentConfig.model_validate(card.config), len(card.labels), frame, card.frames)
+
+
+def save_model(folder: Path, model: Model, card: Card) -> None:
+    """Write weights, then the card; both atomically."""
+    state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    write_bytes(folder / "model.safetensors", save(state))
+    write_text(folder / "model.json", card.model_dump_json(indent=2) + "\n")
+
+
+def load_model(folder: Path) -> Loaded:
+    """Rebuild a saved model, pruned or not, in eval mode.
+
+    Raises:
+        UserError: missing, damaged or foreign files; each is named.
+    """
+    if not (folder / "model.json").is_file():
+        raise UserError(f"{folder} holds no model (model.json): give the --out folder of a finished training stage")
+    try:
+        card = Card.model_validate(json.loads((folder / "model.json").read_text()))
+        state = load_file(folder / "model.safetensors")
+    except (ValueError, ValidationError, OSError, SafetensorError) as error:
+        raise UserError(f"model {folder} is damaged ({str(error).splitlines()[0]}): train it again") from error
+    model = build(card)
+    _take_shapes(model, state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"model {folder}: the weights do not fit model.json; train it again") from error
+    return Loaded(model.eval(), card)
+
+
+def _take_shapes(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Give every layer the shape of its saved weights."""
+    for name, module in model.named_modules():
+        weight = state.get(f"{name}.weight")
+        if weight is None or not isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            continue
+        if weight.shape == module.weight.shape:
+            continue
+        if isinstance(module, nn.BatchNorm2d):
+            module.num_features = weight.shape[0]
+            module.running_mean, module.running_var = torch.empty(weight.shape[0]), torch.empty(weight.shape[0])
+        elif isinstance(module, nn.Linear):
+            module.out_features, module.in_features = weight.shape
+        else:
+            depthwise = module.groups > 1
+            module.out_channels = weight.shape[0]
+            module.in_channels = weight.shape[0] if depthwise else weight.shape[1]
+            module.groups = weight.shape[0] if depthwise else 1
+        module.weight = nn.Parameter(torch.empty(weight.shape))
+        if module.bias is not None:
+            module.bias = nn.Parameter(torch.empty(weight.shape[0]))
+    follow_shapes(model)
+
+
+def follow_shapes(model: nn.Module) -> None:
+    """After layers changed width: every online shift takes its fraction of the channels that remain."""
+    for block in getattr(model, "blocks", []):
+        shift = getattr(block, "temporal", None)
+        if isinstance(shift, OnlineShift):
+            expand = block.branch[0][0]
+            assert isinstance(expand, nn.Conv2d)
+            shift.resize(expand.in_channels)

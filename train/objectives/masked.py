@@ -1,0 +1,61 @@
+"""Masked video modelling (VideoMAE): see few tubelets, predict the normalised pixels of the others.
+
+Tube masking hides the same places in all times, so that nothing can be copied from a neighbouring frame. The
+encoder sees visible tokens only. Tong et al. 2022, arXiv:2203.12602.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from train.models.vit import Block, TubeletViT, sincos_positions
+
+__all__ = ["MaskedAutoencoder", "tube_mask"]
+
+
+def tube_mask(batch: int, grid: tuple[int, ...], ratio: float, generator: torch.Generator) -> Tensor:
+    """True where hidden: (B, N), the same places at every time; every clip hides the same number of tokens."""
+    times, places = grid[0], grid[1] * grid[2]
+    hidden = min(places - 1, max(1, round(places * ratio)))
+    order = torch.rand(batch, places, generator=generator).argsort(1)
+    mask = torch.zeros(batch, places, dtype=torch.bool).scatter_(1, order[:, :hidden], True)
+    return mask[:, None].expand(batch, times, places).reshape(batch, times * places)
+
+
+class MaskedAutoencoder(nn.Module):
+    """An encoder to pretrain, with a small decoder that is thrown away afterwards."""
+
+    def __init__(self, encoder: TubeletViT, decoder_dim: int, decoder_depth: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        time, height, width = encoder.config.tubelet
+        self.bridge = nn.Linear(encoder.config.dim, decoder_dim)
+        self.hidden_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
+        heads = max(1, decoder_dim // 32)
+        self.decoder = nn.Sequential(*(Block(decoder_dim, heads, 4.0) for _ in range(decoder_depth)))
+        self.norm = nn.LayerNorm(decoder_dim)
+        self.predict = nn.Linear(decoder_dim, 3 * time * height * width)
+        tokens = encoder.grid[0] * encoder.grid[1] * encoder.grid[2]
+        self.register_buffer("positions", sincos_positions(tokens, decoder_dim), False)
+
+    def targets(self, clip_BCTHW: Tensor) -> Tensor:
+        """Pixels of every tubelet, normalised to mean 0 and variance 1 within it: (B, N, 3 * t * h * w)."""
+        (t, h, w), (nt, nh, nw) = self.encoder.config.tubelet, self.encoder.grid
+        x = clip_BCTHW.reshape(-1, 3, nt, t, nh, h, nw, w).permute(0, 2, 4, 6, 3, 5, 7, 1)
+        pixels = x.reshape(x.shape[0], nt * nh * nw, -1)
+        return (pixels - pixels.mean(-1, keepdim=True)) / (pixels.var(-1, keepdim=True) + 1e-6).sqrt()
+
+    def forward(self, clip_BCTHW: Tensor, mask_BN: Tensor) -> Tensor:
+        """Mean squared error over the hidden tubelets (scalar)."""
+        batch = clip_BCTHW.shape[0]
+        tokens = self.encoder.tokens(clip_BCTHW)
+        seen = self.encoder.encode(tokens[~mask_BN].reshape(batch, -1, tokens.shape[-1]))
+        positions = self.positions
+        assert isinstance(positions, Tensor)
+        places = positions.expand(batch, -1, -1)
+        dim = places.shape[-1]
+        shown = self.bridge(seen) + places[~mask_BN].reshape(batch, -1, dim)
+        asked = self.hidden_token + places[mask_BN].reshape(batch, -1, dim)
+        decoded = self.decoder(torch.cat([shown, asked], 1))[:, shown.shape[1] :]
+        wanted = self.targets(clip_BCTHW)[mask_BN].reshape(batch, asked.shape[1], -1)
+        loss: Tensor = (self.predict(self.norm(decoded)) - wanted).square().mean()
+        return loss
