@@ -64,7 +64,7 @@ def _single(report: Report) -> str:
         intro = f"<p>Test clips of each true label (row) by the answer of <b>{escape(report.confusion.rung)}</b>.</p>"
         parts.append(_section("Where it is right and wrong", intro + confusion_figure(report)))
     if report.camera is not None:
-        parts.append(_section("On live video", camera_figure(report)))
+        parts.append(_section("On live video" if report.camera.live else "On video", camera_figure(report)))
     if report.curves:
         parts.append(_section("How training went", curve_figures(report)))
     if report.notes:

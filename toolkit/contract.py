@@ -78,23 +78,22 @@ class Contract(_Frozen):
         """Fresh stream state: a dict of zero float32 arrays (B, *shape)."""
         return {s.name: np.zeros((batch, *s.shape), np.float32) for s in self.states}
 
-    def check_frame(self, frame_BCHW: Array, batch: int = 1) -> Array:
-        """Return the frame as contiguous float32 (B, 3, H, W).
+    def check_input(self, frame: Array, batch: int = 1) -> Array:
+        """Return the frame (B, 3, H, W), or clip (B, 3, T, H, W), as contiguous float32.
 
         Raises:
             UserError: wrong shape, wrong dtype, or values that are not finite.
         """
-        want = (batch, *self.frame)
-        if frame_BCHW.shape != want:
-            raise UserError(f"frame has shape {tuple(frame_BCHW.shape)}, the model takes {want}")
-        if frame_BCHW.dtype != np.float32:
-            raise UserError(
-                f"frame has dtype {frame_BCHW.dtype}, the model takes float32 (apply the bundle's preprocessing)"
-            )
+        want = (batch, *self.input_shape)
+        name = self.input_names[0]
+        if frame.shape != want:
+            raise UserError(f"{name} has shape {tuple(frame.shape)}, the model takes {want}")
+        if frame.dtype != np.float32:
+            raise UserError(f"{name} has dtype {frame.dtype}, the model takes float32 (apply the bundle's preprocessing)")
         # A NaN or infinity anywhere makes the sum non-finite: one pass, no temporary array.
-        if not np.isfinite(frame_BCHW.sum(dtype=np.float64)):
-            raise UserError("frame holds NaN or infinite values: check the camera and the preprocessing")
-        return np.ascontiguousarray(frame_BCHW)
+        if not np.isfinite(frame.sum()):
+            raise UserError(f"{name} holds NaN or infinite values: check the camera and the preprocessing")
+        return np.ascontiguousarray(frame)
 
 
 class Placement(_Frozen):

@@ -32,7 +32,7 @@ def test_state_starts_at_zero_with_static_shape() -> None:
 )
 def test_a_wrong_frame_is_one_clear_line(frame: np.ndarray, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        CONTRACT.check_frame(frame)
+        CONTRACT.check_input(frame)
 
 
 def test_a_clip_model_has_no_state() -> None:
