@@ -89,7 +89,9 @@ class Contract(_Frozen):
         if frame.shape != want:
             raise UserError(f"{name} has shape {tuple(frame.shape)}, the model takes {want}")
         if frame.dtype != np.float32:
-            raise UserError(f"{name} has dtype {frame.dtype}, the model takes float32 (apply the bundle's preprocessing)")
+            raise UserError(
+                f"{name} has dtype {frame.dtype}, the model takes float32 (apply the bundle's preprocessing)"
+            )
         # A NaN or infinity anywhere makes the sum non-finite: one pass, no temporary array.
         if not np.isfinite(frame.sum()):
             raise UserError(f"{name} holds NaN or infinite values: check the camera and the preprocessing")

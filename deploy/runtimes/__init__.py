@@ -56,9 +56,7 @@ def pick(bundle: Bundle, key: str | None) -> Artefact:
     raise UserError(f"bundle {bundle.root}: none of its runtimes works here; {reasons[0]}")
 
 
-def open_session(
-    bundle: Bundle, key: str | None = None, *, device: str = "cpu", threads: int | None = None
-) -> Session:
+def open_session(bundle: Bundle, key: str | None = None, *, device: str = "cpu", threads: int | None = None) -> Session:
     """Open one artefact of a bundle as a session; a clip model comes with its sliding window.
 
     Raises:

@@ -51,7 +51,9 @@ class _Session(StepSession):
             self._session = ort.InferenceSession(str(path), settings, providers=[_PROVIDERS[device]])
         used = self._session.get_providers()[0]
         if used != _PROVIDERS[device]:
-            raise UnavailableDevice(f"onnxruntime was asked for {device} and fell back to {used}: its library is not usable")
+            raise UnavailableDevice(
+                f"onnxruntime was asked for {device} and fell back to {used}: its library is not usable"
+            )
         self._ort = ort
         self._outputs = contract.output_names
         self._first = contract.input_names[0]

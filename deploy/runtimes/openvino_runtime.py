@@ -39,6 +39,8 @@ class _Session(StepSession):
         self._ov = ov
         self._compiled = compiled
         self._request = compiled.create_infer_request()
+        self._held: list[Any] = []
+        self._free_tensors: list[Any] = []
         self._states = [(state.name, state.output) for state in contract.states]
         placed = compiled.get_property("EXECUTION_DEVICES")
         super().__init__(

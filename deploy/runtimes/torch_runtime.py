@@ -1,6 +1,8 @@
 """PyTorch itself: runs the exported program (``torch.export``), the float reference on any machine with torch."""
 
+import logging
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +28,18 @@ class _Session(StepSession):
         device = check_device("torch", options.device, RUNTIME.available().devices)
         if not path.is_file():
             raise BundleError(f"torch cannot read {path}: the file is missing")
+        _check_archive(path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
+                logging.getLogger("torch.export").setLevel(logging.ERROR)
                 self._program = torch.export.load(str(path)).module().to(device)
         except Exception as error:  # torch.export raises many kinds for a damaged archive
             raise BundleError(f"torch cannot read {path}: {(str(error).splitlines() or ['damaged'])[0]}") from error
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self._torch, self._device = torch, device
+        self._states: list[Any] = []
         super().__init__(
             contract,
             Placement(runtime="torch", device=device, precision=artefact.precision, threads=options.threads,
@@ -56,6 +61,19 @@ class _Session(StepSession):
     def _free(self) -> None:
         del self._program
         self._states = []
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive with pickled data: what vidon writes has none (torch 2.13 leaves one empty entry)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickled = [
+                info for info in archive.infolist() if info.filename.endswith((".pt", ".pkl")) and info.file_size
+            ]
+    except zipfile.BadZipFile as error:
+        raise BundleError(f"torch cannot read {path}: it is damaged; copy the bundle again") from error
+    if pickled:
+        raise BundleError(f"torch does not read {path}: {pickled[0].filename} holds pickled data, which could run code")
 
 
 class _Torch:

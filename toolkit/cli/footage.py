@@ -27,7 +27,7 @@ LABELS = ("away", "left", "right", "still", "towards")
 FLIPS = {"left": "right", "right": "left"}
 _QUARTER = {"right": "away", "away": "left", "left": "towards", "towards": "right", "still": "still"}
 _REVERSED = {"right": "left", "left": "right", "away": "towards", "towards": "away", "still": "still"}
-_BASES = {"train": 110, "val": 30, "test": 40}
+_BASES = {"train": 80, "val": 24, "test": 40}
 _SIDE = 96
 
 Clip = npt.NDArray[np.uint8]  # (T, H, W, 3) BGR

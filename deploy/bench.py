@@ -1,0 +1,90 @@
+"""Latency, fairly: every candidate takes its turn in interleaved rounds, so that a machine's drift hits all alike."""
+
+import gc
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from toolkit.contract import Session
+from toolkit.progress import bar
+
+__all__ = ["Latency", "bench", "bench_calls", "peak_rss_mib"]
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Milliseconds of one call; samples in the order they were taken."""
+
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    mean_ms: float
+    samples_ms: tuple[float, ...]
+
+    @property
+    def fps(self) -> float:
+        """Calls a second at the median."""
+        return 1000.0 / self.p50_ms
+
+    def as_dict(self, samples: bool = False) -> dict[str, Any]:
+        """Plain data; the raw samples only on request."""
+        raw = asdict(self)
+        if not samples:
+            del raw["samples_ms"]
+        return {**raw, "fps": self.fps}
+
+
+def bench(
+    sessions: Mapping[str, Session], steps: int = 200, warmup: int = 20, title: str = "bench"
+) -> dict[str, Latency]:
+    """Time ``session.step`` of each session on random frames, in rounds of ten steps taken in turn."""
+    rng = np.random.default_rng(0)
+
+    def call(session: Session) -> Callable[[], object]:
+        frame = rng.standard_normal((1, *session.contract.frame)).astype(np.float32)
+        return lambda: session.step(frame)
+
+    return bench_calls({name: call(session) for name, session in sessions.items()}, steps, warmup, title)
+
+
+def bench_calls(
+    calls: Mapping[str, Callable[[], object]], steps: int = 200, warmup: int = 20, title: str = "bench", block: int = 10
+) -> dict[str, Latency]:
+    """Time any callables, in rounds of ``block`` calls taken in turn; garbage collection waits."""
+    for call in calls.values():
+        for _ in range(warmup):
+            call()
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with bar(title, steps) as progress:
+            for start in range(0, steps, block):
+                count = min(block, steps - start)
+                for name, call in calls.items():
+                    call()  # the first call after another runtime's turn finds cold caches
+                    for _ in range(count):
+                        begin_ns = time.perf_counter_ns()
+                        call()
+                        samples[name].append((time.perf_counter_ns() - begin_ns) / 1e6)
+                progress.advance(count)
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: _latency(times) for name, times in samples.items()}
+
+
+def _latency(times: list[float]) -> Latency:
+    p50, p95, p99 = (float(np.percentile(times, q)) for q in (50, 95, 99))
+    return Latency(p50, p95, p99, float(np.mean(times)), tuple(times))
+
+
+def peak_rss_mib() -> float:
+    """Peak resident memory of this process in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1024 if sys.platform != "darwin" else peak / 1024**2

@@ -1,0 +1,73 @@
+"""LiteRT (.tflite) through litert-torch, NHWC inside, and static int8 with min-max ranges.
+
+The quantiser's default calibrator averages ranges with a 0.95 moving average, so that sample order matters and
+early zero states bias them; ours keeps the widest.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploy.export.step import Feeds, sample_inputs
+from toolkit.contract import Contract
+from toolkit.errors import MissingDependency
+
+__all__ = ["float_litert", "int8_litert"]
+
+# Position of the channels: first in torch, last in LiteRT. By number of dimensions, batch included.
+_LAST = {4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
+_FIRST = {4: (0, 3, 1, 2), 5: (0, 4, 1, 2, 3)}
+
+
+def float_litert(step: Any, contract: Contract, path: Path) -> None:
+    """Convert the step with named NHWC inputs and outputs."""
+    try:
+        import litert_torch
+        import torch
+    except ImportError as error:
+        raise MissingDependency("litert-torch", "export-litert") from error
+    first, *others = contract.input_names
+
+    class Named(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.step = step
+
+        def forward(self, **inputs: Any) -> dict[str, Any]:
+            values = [inputs[name].permute(_FIRST[inputs[name].ndim]) for name in (first, *others)]
+            outputs = self.step(*values)
+            named = zip(contract.output_names, outputs, strict=True)
+            return {name: value.permute(_LAST[value.ndim]) if value.ndim in _LAST else value for name, value in named}
+
+    samples = {
+        name: value.permute(_LAST[value.ndim]).contiguous()
+        for name, value in zip(contract.input_names, sample_inputs(contract), strict=True)
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    litert_torch.convert(Named().eval(), sample_kwargs=samples).export(str(path))
+
+
+def int8_litert(source: Path, feeds: Feeds, path: Path) -> None:
+    """Static int8 weights and activations; inputs and outputs stay float."""
+    try:
+        from ai_edge_quantizer import algorithm_manager, calibrator, qtyping, quantizer, recipe
+    except ImportError as error:
+        raise MissingDependency("ai-edge-quantizer", "export-litert") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tool = quantizer.Quantizer(str(source))
+    tool.load_quantization_recipe(recipe.static_wi8_ai8())
+    for boundary in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+        tool.update_quantization_recipe(
+            regex=".*", operation_name=boundary, algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE
+        )
+    samples = [{n: np.ascontiguousarray(v.transpose(_LAST[v.ndim])) for n, v in feed.items()} for feed in feeds]
+    meter = calibrator.Calibrator(source.read_bytes(), num_threads=2, qsv_update_func=_widest)
+    meter.calibrate({"serving_default": samples}, tool._recipe_manager)  # 0.10 has no public way to pass a calibrator
+    path.write_bytes(tool.quantize(meter.get_model_qsvs()).quantized_model)
+
+
+def _widest(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    if not known:
+        return new
+    return {"min": np.minimum(known["min"], new["min"]), "max": np.maximum(known["max"], new["max"])}

@@ -1,0 +1,22 @@
+"""PyTorch's own exported program (``.pt2``): graph as JSON, weights as raw bytes; no sample inputs."""
+
+from pathlib import Path
+from typing import Any
+
+from deploy.export.step import sample_inputs
+from toolkit.contract import Contract
+from toolkit.errors import MissingDependency
+
+__all__ = ["float_torch"]
+
+
+def float_torch(step: Any, contract: Contract, path: Path) -> None:
+    """Export and save the step."""
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingDependency("torch", "export") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    program = torch.export.export(step, sample_inputs(contract))
+    program.example_inputs = None  # they would be stored with pickle
+    torch.export.save(program, str(path))
