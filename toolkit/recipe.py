@@ -93,10 +93,11 @@ class FinetuneConfig(_Optim):
 class StudentConfig(_Frozen):
     """The streaming student: a MobileNetV2-style 2-D backbone with causal temporal modules.
 
-    ``width`` scales channels, ``depth`` repeats, ``layout`` chooses the stage table; ``temporal`` is the module put
-    into residual blocks: online channel ``shift`` (TSM), causal depthwise temporal ``conv`` over ``kernel`` frames,
-    or ``none`` (the single-frame control). ``blocks`` keeps only the first N residual blocks. ``readout`` is
-    ``average`` (appearance plus what the temporal modules saw) or ``motion`` (feature changes over ``lags`` frames).
+    ``width`` scales channels, ``depth`` repeats; ``temporal`` is the module put into
+    residual blocks: online channel ``shift`` (TSM), causal depthwise temporal ``conv`` over ``kernel`` frames,
+    or ``none`` (the single-frame control). With ``look_back`` the stem also sees the change since the last frame.
+    ``blocks`` keeps only the first N residual blocks. ``readout`` is ``average`` (appearance plus what the temporal
+    modules saw) or ``motion`` (feature changes over ``lags`` frames).
     ``pretrained`` is a MobileNetV2 TFLite file or a saved model folder to start from.
     """
 
@@ -107,6 +108,7 @@ class StudentConfig(_Frozen):
     kernel: int = Field(default=3, ge=2, le=9)
     shift_fraction: float = Field(default=0.125, gt=0, lt=1)
     dropout: float = 0.1
+    look_back: bool = False
     blocks: int | None = Field(default=None, ge=1)
     readout: Literal["average", "motion"] = "average"
     lags: tuple[int, ...] = (1, 2, 4)

@@ -30,7 +30,7 @@ class BrightnessSession:
         if self._interrupt_at is not None and len(self.seen) >= self._interrupt_at:
             raise KeyboardInterrupt
         time.sleep(self._delay_s)
-        self.seen.append(self.contract.check_frame(frame_BCHW)[0].copy())
+        self.seen.append(self.contract.check_input(frame_BCHW)[0].copy())
         level = float(frame_BCHW.mean())
         return np.asarray([[-4 * level, 4 * level]], np.float32)
 

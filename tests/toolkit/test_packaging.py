@@ -82,7 +82,8 @@ import toolkit, devices, deploy
 from toolkit.bundle import Artefact, Golden, Manifest, create_bundle, open_bundle
 from toolkit.contract import Contract
 from toolkit.preprocess import Preprocess
-manifest = Manifest(name="b", labels=("x", "y"), preprocess=Preprocess(size=(8, 8)), contract=Contract(frame=(3, 8, 8), classes=2),
+manifest = Manifest(name="b", labels=("x", "y"), preprocess=Preprocess(size=(8, 8)),
+                    contract=Contract(frame=(3, 8, 8), classes=2),
                     artefacts=(Artefact(runtime="onnxruntime", precision="fp32", entry="model.onnx"),))
 path = Path({str(tmp_path)!r}) / "b.vidon"
 with create_bundle(path, manifest, Golden(np.zeros((1, 3, 8, 8), np.float32), np.zeros((1, 2), np.float32))) as staging:

@@ -39,10 +39,10 @@ CONFIGS = [
     StudentConfig(width=0.25, temporal=temporal, activation=activation, readout=readout, blocks=blocks)
     for temporal in ("shift", "conv", "none")
     for activation, readout, blocks in (("relu6", "average", None), ("hardswish", "motion", 7))
-]
+] + [StudentConfig(width=0.25, temporal="none", look_back=True)]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.temporal}-{c.activation}-{c.readout}")
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.temporal}-{c.activation}-{c.readout}-{c.look_back}")
 def test_the_clip_form_equals_the_step_form(config: StudentConfig) -> None:
     model = _awake(build_student(config, 5, FRAME, 6))
     clip = torch.randn(2, 6, *FRAME)
@@ -51,7 +51,7 @@ def test_the_clip_form_equals_the_step_form(config: StudentConfig) -> None:
     assert worst < 1e-4
 
 
-@pytest.mark.parametrize("config", [c for c in CONFIGS if c.temporal != "none" or c.readout == "motion"])
+@pytest.mark.parametrize("config", [c for c in CONFIGS if c.temporal != "none" or c.readout == "motion" or c.look_back])
 def test_the_past_changes_the_answer(config: StudentConfig) -> None:
     model = _awake(build_student(config, 5, FRAME, 6))
     clip = torch.randn(1, 6, *FRAME)

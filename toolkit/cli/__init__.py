@@ -8,7 +8,6 @@ command run again goes on where it stopped.
 import sys
 from typing import Annotated, Any
 
-import click
 import typer
 import typer.core
 
@@ -21,7 +20,7 @@ __all__ = ["app"]
 class _Group(typer.core.TyperGroup):
     """Catches vidon's errors once, for every command."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except VidonError as error:
@@ -58,6 +57,7 @@ def _root(
     """One road: clips -> teacher -> streaming student -> verified bundle -> live camera -> report."""
 
 
-# from toolkit.cli import demo, deployment, training
+# They register their commands on app, which must exist first.
+from toolkit.cli import demo, deployment, training  # noqa: E402
 
-# _ = (demo, deployment, training)
+_ = (demo, deployment, training)

@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from toolkit.errors import UserError, nearest
 from toolkit.video import VIDEO_SUFFIXES
@@ -56,11 +57,13 @@ class Dataset:
         return {s: {label: found[s, label] for label in self.labels} for s in SPLITS}
 
 
-def index_clips(root: Path, labels: tuple[str, ...] | None = None, split: bool = True) -> Dataset:
+def index_clips(
+    root: Path, labels: tuple[str, ...] | None = None, splits: Literal["make", "given"] = "make"
+) -> Dataset:
     """Index ``<split>/<class>/*``, ``<class>/*`` or a CSV (``path,label[,split][,group]``).
 
-    Without given splits a deterministic one by group is made (80/10/10). ``labels`` fixes the label order, for
-    evaluating a trained model; a label outside it is an error. ``split = False`` puts everything into "test".
+    Data without splits gets a deterministic one by group (80/10/10), or with ``splits = "given"`` is all "test".
+    ``labels`` fixes the label order, for evaluating a trained model; a label outside it is an error.
 
     Raises:
         UserError: missing or empty data, one class only, missing CSV column, unknown label.
@@ -78,10 +81,9 @@ def index_clips(root: Path, labels: tuple[str, ...] | None = None, split: bool =
         if labels is not None and label not in labels:
             raise UserError(f"data {root}: label {label!r} was not in training{nearest(label, labels)}; "
                             f"the model knows: {', '.join(labels)}")  # fmt: skip
-    if not split:
-        clips = [Clip(clip.path, clip.label, "test", clip.group) for clip in clips]
-    elif not any(clip.split for clip in clips):
-        clips = _split_by_group(clips)
+    if not any(clip.split for clip in clips):
+        whole = [Clip(clip.path, clip.label, "test", clip.group) for clip in clips]
+        clips = _split_by_group(clips) if splits == "make" else whole
     elif unknown := sorted({clip.split for clip in clips} - set(SPLITS)):
         raise UserError(
             f"data {root}: unknown split {unknown[0]!r}{nearest(unknown[0], SPLITS)}; use {', '.join(SPLITS)}"

@@ -95,6 +95,12 @@ def _targets(model: StreamStudent) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]
         yield convolution, norm
 
 
+def _seen(convolution: nn.Conv2d) -> tuple[int, ...]:
+    """Shape of the weight without the channels that a look-back stem adds."""
+    outputs, inputs, *kernel = convolution.weight.shape
+    return (outputs, 3 if inputs == 6 and convolution.groups == 1 else inputs, *kernel)
+
+
 def load_imagenet(model: StreamStudent, path: Path = IMAGENET) -> None:
     """Fill the student's backbone with ImageNet weights, as far as it goes; a 1,001-class head is filled too.
 
@@ -104,14 +110,14 @@ def load_imagenet(model: StreamStudent, path: Path = IMAGENET) -> None:
     source = read_convolutions(path)
     targets = list(_targets(model))
     fits = len(targets) <= len(source) and all(
-        tuple(convolution.weight.shape) == folded.weight.shape
-        for (convolution, _), folded in zip(targets, source, strict=False)
+        _seen(convolution) == folded.weight.shape for (convolution, _), folded in zip(targets, source, strict=False)
     )
     if not fits:
         raise UserError(f"weights {path} do not fit this student: use student.width=1.0 and student.depth=1.0")
     with torch.no_grad():
         for (convolution, norm), folded in zip(targets, source, strict=False):
-            convolution.weight.copy_(torch.from_numpy(folded.weight))
+            convolution.weight.zero_()  # a look-back stem starts blind to change
+            convolution.weight[:, : folded.weight.shape[1]].copy_(torch.from_numpy(folded.weight))
             norm.running_mean.zero_()  # type: ignore[union-attr]
             norm.running_var.fill_(1.0)  # type: ignore[union-attr]
             norm.weight.fill_((1.0 + norm.eps) ** 0.5)

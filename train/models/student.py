@@ -139,6 +139,35 @@ class CausalTaps(nn.Module):
         return y
 
 
+class LookBack(nn.Module):
+    """The stem's input: the frame, or the frame and its change since the last one. State: the last frame."""
+
+    def __init__(self, enabled: bool) -> None:
+        super().__init__()
+        self.enabled = enabled
+
+    def state_channels(self) -> list[int]:
+        """Channels of each state tensor."""
+        return [3] if self.enabled else []
+
+    def step(self, x_BCHW: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """One frame -> (B, 3 or 6, H, W) and the frame to remember."""
+        if not self.enabled:
+            return x_BCHW, []
+        return torch.cat([x_BCHW, x_BCHW - states[0]], 1), [x_BCHW]
+
+    def clip(self, x_BTCHW: Tensor) -> Tensor:
+        """All frames; before the first there is a zero frame."""
+        if not self.enabled:
+            return x_BTCHW
+        past = nn.functional.pad(x_BTCHW[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0))
+        return torch.cat([x_BTCHW, x_BTCHW - past], 2)
+
+    def still(self, x_BCHW: Tensor) -> Tensor:
+        """The answer for a picture that never changes."""
+        return torch.cat([x_BCHW, torch.zeros_like(x_BCHW)], 1) if self.enabled else x_BCHW
+
+
 class InvertedResidual(nn.Module):
     """Expand, depthwise, project (MobileNetV2), with an optional temporal module on the branch's input."""
 
@@ -176,7 +205,8 @@ class StreamStudent(nn.Module):
             (lambda: nn.ReLU6()) if config.activation == "relu6" else (lambda: nn.Hardswish())
         )
         channels = round_channels(STEM * config.width)
-        self.stem = conv_bn(3, channels, 3, 2, 1, act)
+        self.look = LookBack(config.look_back)
+        self.stem = conv_bn(6 if config.look_back else 3, channels, 3, 2, 1, act)
         blocks: list[InvertedResidual] = []
         for expand, base, repeats, stride in STAGES:
             outputs = round_channels(base * config.width)
@@ -226,6 +256,7 @@ class StreamStudent(nn.Module):
 
     def _memories(self) -> Iterator[tuple[nn.Module, list[int]]]:
         """Every module with stream state in order of the graph, with its (H, W)."""
+        yield self.look, list(self.frame[1:])
         size = [math.ceil(edge / 2) for edge in self.frame[1:]]
         for block in self._blocks():
             if block.temporal is not None:
@@ -241,15 +272,16 @@ class StreamStudent(nn.Module):
             for channels in memory.state_channels()  # type: ignore[operator]
         ]
         states = tuple(StateSpec(name=f"state_{index:02d}", shape=shape) for index, shape in enumerate(shapes))
-        warmup = self.readout.depth if isinstance(self.readout, MotionReadout) else 0
+        warmup = self.readout.depth if isinstance(self.readout, MotionReadout) else int(self.config.look_back)
         return Contract(
             kind="stream", frame=self.frame, classes=self.classes, frames=self.frames, warmup=warmup, states=states
         )
 
     def step(self, frame_BCHW: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Step form: frame (B, 3, H, W) and states -> logits (B, K) and the next states, same shapes."""
-        x, rest = self.stem(frame_BCHW), list(states)
-        out: list[Tensor] = []
+        first = len(self.look.state_channels())
+        seen, out = self.look.step(frame_BCHW, states[:first])
+        x, rest = self.stem(seen), list(states[first:])
         for block in self._blocks():
             looked = x
             if block.temporal is not None:
@@ -263,7 +295,7 @@ class StreamStudent(nn.Module):
     def forward(self, clip_BTCHW: Tensor) -> Tensor:
         """Clip form: (B, T, 3, H, W) -> logits of every frame (B, T, K), equal to T steps from zero state."""
         batch, frames = clip_BTCHW.shape[:2]
-        x = self.stem(clip_BTCHW.flatten(0, 1))
+        x = self.stem(self.look.clip(clip_BTCHW).flatten(0, 1))
         for block in self._blocks():
             looked = x
             if block.temporal is not None:
@@ -273,7 +305,7 @@ class StreamStudent(nn.Module):
 
     def still(self, frame_BCHW: Tensor) -> Tensor:
         """Logits (B, K) as if the picture had always been there: a plain 2-D net, for structural tracing."""
-        x = self.stem(frame_BCHW)
+        x = self.stem(self.look.still(frame_BCHW))
         for block in self._blocks():
             x = block.merge(x, x if block.temporal is None else block.temporal.still(x))  # type: ignore[operator]
         return self.readout.still(x)

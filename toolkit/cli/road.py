@@ -1,0 +1,135 @@
+"""The steps that join training and deployment: export a trained model, evaluate a bundle, choose its best artefact."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit.bundle import Bundle, open_bundle, seal
+from toolkit.contract import Array
+from toolkit.errors import UserError
+from toolkit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from deploy.bench import Latency
+    from deploy.evaluate import Evaluation
+    from train.models.store import Loaded
+
+__all__ = ["bench_bundle", "compress", "evaluate_bundle", "export_model", "keep_best", "latencies_of"]
+
+_GOLDEN_STEPS = 24
+
+
+def export_model(
+    recipe: Recipe,
+    model: Path,
+    out: Path,
+    runtimes: Sequence[str] | None = None,
+    precisions: Sequence[str] | None = None,
+) -> Bundle:
+    """Export a trained model folder into a bundle, calibrated on training streams, checked on validation streams."""
+    from deploy.export import export_bundle
+    from toolkit.files import writable_dir
+    from train.models import load_model
+
+    if out.suffix == ".zip":
+        raise UserError(f"bundle {out}: bundles are written as folders; name it {out.with_suffix('.vidon')}")
+    writable_dir(out.parent)
+    loaded = load_model(model)
+    rollouts, golden = _streams(recipe, loaded)
+    return export_bundle(
+        loaded.model, path=out, name=recipe.name, labels=loaded.card.labels, preprocess=loaded.card.preprocess,
+        rollouts=rollouts, golden_frames=golden, runtimes=runtimes or recipe.quantize.runtimes,
+        precisions=precisions or recipe.quantize.precisions, lineage=_lineage(recipe, loaded),
+    )  # fmt: skip
+
+
+def _streams(recipe: Recipe, loaded: "Loaded") -> tuple[list[Array], Array]:
+    """Calibration rollouts spread over the training clips, and a golden stream from validation (else training)."""
+    import numpy as np
+
+    from toolkit.video import read_pictures
+    from train.data.index import index_clips
+
+    preprocess, data = loaded.card.preprocess, index_clips(recipe.data.root, loaded.card.labels)
+    clips = data.split("train")
+    count = min(recipe.quantize.rollouts, len(clips))
+    chosen = [clips[round(i)] for i in np.linspace(0, len(clips) - 1, count)]
+    limit = 2 * loaded.card.frames
+    rollouts = [preprocess.normalise(read_pictures(clip.path, preprocess, limit)) for clip in chosen]
+    others = [clip for clip in data.clips if clip.split == "val"] or list(clips)
+    golden: list[Array] = []
+    for index in np.linspace(0, len(others) - 1, min(len(others), _GOLDEN_STEPS)):
+        golden.append(preprocess.normalise(read_pictures(others[round(index)].path, preprocess, limit)))
+        if sum(len(part) for part in golden) >= _GOLDEN_STEPS:
+            break
+    return rollouts, np.concatenate(golden)[:_GOLDEN_STEPS]
+
+
+def _lineage(recipe: Recipe, loaded: "Loaded") -> dict[str, Any]:
+    from toolkit import __version__
+
+    return {"vidon": __version__, "recipe": recipe.model_dump(mode="json"), "model": loaded.card.lineage}
+
+
+def evaluate_bundle(
+    bundle: Bundle,
+    root: Path,
+    split: str,
+    keys: Sequence[str] | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+) -> dict[str, "Evaluation"]:
+    """Run artefacts over a labelled folder or CSV.
+
+    ``split`` "auto" takes the test split if the data has splits, else every clip; "all" takes every clip.
+    """
+    from deploy.evaluate import evaluate
+    from deploy.runtimes import open_session, pick
+    from train.data.index import index_clips
+
+    data = index_clips(root, bundle.manifest.labels, "given" if split == "auto" else "make")
+    items = [(clip.path, clip.label) for clip in data.split("test" if split == "auto" else split)]
+    found = {}
+    for key in keys or [pick(bundle, None).key]:
+        session = open_session(bundle, key, device=device, threads=threads)
+        try:
+            found[key] = evaluate(session, items, bundle.manifest.labels, bundle.manifest.preprocess, f"evaluate {key}")
+        finally:
+            session.close()
+    return found
+
+
+def bench_bundle(bundle: Bundle, keys: Sequence[str], steps: int, threads: int | None) -> dict[str, "Latency"]:
+    """Step latency of artefacts in interleaved rounds."""
+    from deploy.bench import bench
+    from deploy.runtimes import open_session
+
+    sessions = {key: open_session(bundle, key, threads=threads) for key in keys}
+    try:
+        return bench(sessions, steps)
+    finally:
+        for session in sessions.values():
+            session.close()
+
+
+def latencies_of(values: dict[str, "Latency"]) -> dict[str, Any]:
+    """Plain data for JSON."""
+    return {key: value.as_dict() for key, value in values.items()}
+
+
+def keep_best(bundle: Bundle, accuracy: dict[str, float], p50_ms: dict[str, float]) -> Bundle:
+    """Name the fastest artefact within one point of the best validation accuracy in the manifest."""
+    top = max(accuracy.values())
+    close = [key for key, value in accuracy.items() if value >= top - 0.01 and key in p50_ms]
+    best = min(close, key=lambda key: p50_ms[key])
+    seal(bundle.root, bundle.manifest.model_copy(update={"best": best}))
+    return open_bundle(bundle.root)
+
+
+def compress(recipe: Recipe, teacher: Path | None, out: Path) -> Bundle:
+    """Distil, prune, recover, quantise and export in one go; finished stages are not repeated."""
+    from train.stages import distill, prune
+
+    student = distill(recipe, out / "student", teacher)
+    model = prune(recipe, out / "pruned", student, teacher) if recipe.prune.ratio > 0 else student
+    return export_model(recipe, model, out / f"{recipe.name}.vidon")

@@ -1,0 +1,119 @@
+"""Commands of the server side: pretrain, finetune, distill, prune, compress, data."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toolkit.cli import app
+from toolkit.cli.options import Json, Out, RecipeFile, Set, recipe_of, say
+
+__all__: list[str] = []
+
+data_app = typer.Typer(help="Look at labelled clips before training.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Teacher = Annotated[Path | None, typer.Option("--teacher", help="Folder of the fine-tuned teacher.")]
+Init = Annotated[Path | None, typer.Option("--init", help="Folder of a pretrained encoder to start from.")]
+
+
+def _trained(folder: Path, as_json: bool) -> None:
+    import json
+
+    done = json.loads((folder / "done.json").read_text())
+    validation = done.get("validation")
+    text = f"{folder}" + (f": validation accuracy {validation:.3f}" if validation is not None else "")
+    say(as_json, {"model": str(folder), "stage": done["stage"], "validation": validation}, text)
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeFile = None, out: Out = Path("runs/pretrained"), set_: Set = None, as_json: Json = False
+) -> None:
+    """Masked video modelling of the teacher's encoder; labels are not used.
+
+    Example: **vidon pretrain recipe.toml --out runs/pretrained --set pretrain.epochs=50**
+    """
+    from train.stages import pretrain as stage
+
+    _trained(stage(recipe_of(recipe, set_), out), as_json)
+
+
+@app.command()
+def finetune(
+    recipe: RecipeFile = None,
+    init: Init = None,
+    out: Out = Path("runs/teacher"),
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Train the teacher on the labels, from a pretrained encoder or from scratch.
+
+    Example: **vidon finetune recipe.toml --init runs/pretrained --out runs/teacher**
+    """
+    from train.stages import finetune as stage
+
+    _trained(stage(recipe_of(recipe, set_), out, init), as_json)
+
+
+@app.command()
+def distill(
+    recipe: RecipeFile = None, teacher: Teacher = None, out: Out = Path("runs/student"), set_: Set = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Train the streaming student on the labels and the teacher's soft answers.
+
+    Example: **vidon distill recipe.toml --teacher runs/teacher --out runs/student**
+    """
+    from train.stages import distill as stage
+
+    _trained(stage(recipe_of(recipe, set_), out, teacher), as_json)
+
+
+@app.command()
+def prune(
+    student: Annotated[Path, typer.Argument(help="Folder of the trained student.")],
+    recipe: RecipeFile = None, teacher: Teacher = None, out: Out = Path("runs/pruned"), set_: Set = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Remove channels from a student and recover by distillation.
+
+    Example: **vidon prune runs/student recipe.toml --teacher runs/teacher --set prune.ratio=0.5**
+    """
+    from train.stages import prune as stage
+
+    _trained(stage(recipe_of(recipe, set_), out, student, teacher), as_json)
+
+
+@app.command()
+def compress(
+    recipe: RecipeFile = None, teacher: Teacher = None, out: Out = Path("runs/compressed"), set_: Set = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Distil, prune, quantise and export in one go; an interrupted run goes on where it stopped.
+
+    Example: **vidon compress recipe.toml --teacher runs/teacher --out runs/door**
+    """
+    from toolkit.cli.road import compress as road
+
+    bundle = road(recipe_of(recipe, set_), teacher, out)
+    keys = [artefact.key for artefact in bundle.manifest.artefacts]
+    say(as_json, {"bundle": str(bundle.root), "artefacts": keys}, f"{bundle.root}: {', '.join(keys)}")
+
+
+@data_app.command("check")
+def data_check(
+    root: Annotated[
+        Path, typer.Argument(help="Folder per class, split folders, or a CSV (path,label[,split][,group]).")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Decode every clip and count what is there, by split and class; exit code 2 if a video is broken.
+
+    Example: **vidon data check clips/**
+    """
+    from toolkit.cli.inspect import check_data
+
+    result = check_data(root)
+    say(as_json, result, result["text"])
+    raise typer.Exit(2 if result["broken"] else 0)
