@@ -26,7 +26,8 @@ def wilson(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
     centre = share + z * z / (2 * total)
     half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
-    return (centre - half) / scale, (centre + half) / scale
+    # Rounding must not push a bound past the share itself.
+    return max(0.0, min(share, (centre - half) / scale)), min(1.0, max(share, (centre + half) / scale))
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:

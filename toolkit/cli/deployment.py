@@ -123,7 +123,7 @@ def verify(bundle: BundlePath, artefact: Key = None, as_json: Json = False) -> N
 def camera(
     bundle: BundlePath,
     source: Annotated[str, typer.Option("--source", help="USB index, video file, or rtsp:// URL.")] = "0",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Annotated video to write (.mp4, .webm, .avi).")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Annotated video to write (.mp4, .webm).")] = None,
     headless: Annotated[bool, typer.Option("--headless", help="No window: JSON lines of answers on stdout.")] = False,
     artefact: Key = None, device: Device = "cpu", threads: Threads = None,
     realtime: Annotated[bool, typer.Option(help="Play a file at its own speed.")] = False,
