@@ -82,12 +82,20 @@ def load_model(folder: Path) -> Loaded:
     except (ValueError, ValidationError, OSError, SafetensorError) as error:
         raise UserError(f"model {folder} is damaged ({str(error).splitlines()[0]}): train it again") from error
     model = build(card)
+    if _classes(state) != len(card.labels):
+        raise UserError(f"model {folder}: the weights do not fit model.json; train it again")
     _take_shapes(model, state)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"model {folder}: the weights do not fit model.json; train it again") from error
     return Loaded(model.eval(), card)
+
+
+def _classes(state: dict[str, Tensor]) -> int:
+    """Number of classes the saved output layer has."""
+    names = ("head.weight", "readout.head.weight", "readout.heads.0.weight")
+    return next((state[name].shape[0] for name in names if name in state), 0)
 
 
 def _take_shapes(model: nn.Module, state: dict[str, Tensor]) -> None:

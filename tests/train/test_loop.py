@@ -1,0 +1,157 @@
+"""Training resumes exactly: after an interrupt, and after kill -9 of a real process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.train.synthetic import tiny_recipe, write_data
+from toolkit.errors import UserError
+from train.data.clips import Pictures
+from train.loop import Plan, fit
+from train.models import load_model
+from train.stages import distill, finetune, pretrain, prune
+
+DATA = Pictures(
+    np.random.default_rng(0).integers(0, 256, (24, 1, 4, 4, 3), dtype=np.uint8), np.arange(24) % 2, ("",) * 24
+)
+
+
+def _plan(stop_at: int | None = None, epochs: int = 3, lr: float = 0.01) -> Plan:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(48, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 2))
+    calls = [0]
+
+    def loss(pictures: np.ndarray, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        if calls[0] == stop_at:
+            raise KeyboardInterrupt
+        calls[0] += 1
+        x = torch.from_numpy(pictures).float().flatten(1) / 255
+        return torch.nn.functional.cross_entropy(model(x + torch.rand(x.shape, generator=generator)), labels)
+
+    recipe = tiny_recipe(Path(), finetune={"epochs": epochs, "batch": 4, "lr": lr})
+    return Plan("toy", model, loss, recipe.finetune, validate=lambda: 0.5, every_s=0.0)
+
+
+def _weights(plan: Plan) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in plan.model.parameters()]
+
+
+@pytest.mark.parametrize("stop", [1, 5, 6, 11])
+def test_an_interrupted_run_ends_bit_for_bit_as_an_uninterrupted_one(stop: int, tmp_path: Path) -> None:
+    whole = _plan()
+    history = fit(whole, DATA, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(_plan(stop_at=stop), DATA, tmp_path / "cut")
+    resumed = _plan()
+    assert fit(resumed, DATA, tmp_path / "cut") == history
+    assert all(torch.equal(a, b) for a, b in zip(_weights(whole), _weights(resumed), strict=True))
+
+
+def test_another_seed_is_another_run(tmp_path: Path) -> None:
+    one, two = _plan(), _plan()
+    fit(one, DATA, tmp_path / "one")
+    other = tiny_recipe(Path(), finetune={"epochs": 3, "batch": 4, "lr": 0.01, "seed": 1}).finetune
+    fit(Plan("toy", two.model, two.loss, other), DATA, tmp_path / "two")
+    assert not all(torch.equal(a, b) for a, b in zip(_weights(one), _weights(two), strict=True))
+
+
+def test_a_loss_that_is_not_finite_says_what_to_do(tmp_path: Path) -> None:
+    plan = _plan()
+    broken = Plan("toy", plan.model, lambda *_: torch.tensor(float("nan"), requires_grad=True), plan.optim)
+    with pytest.raises(UserError, match=r"the loss is nan at step 0: lower the learning rate"):
+        fit(broken, DATA, tmp_path)
+
+
+def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fit(_plan(stop_at=4), DATA, tmp_path)
+    with pytest.raises(UserError, match=r"is of a run of 18 steps, this one has 30"):
+        fit(_plan(epochs=5), DATA, tmp_path)
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(UserError, match="does not belong to this run"):
+        fit(_plan(), DATA, tmp_path)
+
+
+def test_kill_9_in_training_and_resume_gives_the_same_weights(tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data", train=8, val=2)
+    code = (
+        "import sys, torch; from pathlib import Path; torch.set_num_threads(1)\n"
+        "from tests.train.synthetic import tiny_recipe; from train.stages import distill\n"
+        "recipe = tiny_recipe(Path(sys.argv[1]), distill={'epochs': 12, 'batch': 4})\n"
+        "print('ready', flush=True); distill(recipe, Path(sys.argv[2]))"
+    )
+    repository = Path(__file__).parents[2]
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-P", "-c", code, str(root), str(out)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                env={**os.environ, "PYTHONPATH": str(repository)})  # fmt: skip
+
+    whole = start(tmp_path / "whole")
+    assert whole.wait() == 0
+    kills = 0
+    for _ in range(2):
+        child = start(tmp_path / "cut")
+        assert child.stdout is not None
+        child.stdout.readline()
+        before = _mtime(tmp_path / "cut" / "checkpoint.safetensors")
+        for _ in range(2000):  # kill it shortly after it has saved something new
+            if _mtime(tmp_path / "cut" / "checkpoint.safetensors") != before or child.poll() is not None:
+                break
+            time.sleep(0.01)
+        if child.poll() is None:
+            child.send_signal(signal.SIGKILL)
+            kills += 1
+        child.wait()
+        child.stdout.close()
+    assert kills == 2
+    assert start(tmp_path / "cut").wait() == 0
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def _mtime(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def test_the_stages_walk_the_road_and_are_not_repeated(tmp_path: Path) -> None:
+    recipe = tiny_recipe(write_data(tmp_path / "data", train=8, val=2))
+    encoder = pretrain(recipe, tmp_path / "pretrained")
+    teacher = finetune(recipe, tmp_path / "teacher", encoder)
+    student = distill(recipe, tmp_path / "student", teacher)
+    pruned = prune(recipe, tmp_path / "pruned", student, teacher)
+    for folder in (encoder, teacher, student, pruned):
+        assert json.loads((folder / "done.json").read_text())["stage"]
+        assert not (folder / "checkpoint.safetensors").exists()
+    before = (pruned / "model.safetensors").stat().st_mtime_ns
+    assert prune(recipe, tmp_path / "pruned", student, teacher) == pruned
+    assert (pruned / "model.safetensors").stat().st_mtime_ns == before
+    prune(
+        recipe.model_copy(update={"prune": recipe.prune.model_copy(update={"ratio": 0.2})}),
+        tmp_path / "pruned",
+        student,
+    )
+    assert (pruned / "model.safetensors").stat().st_mtime_ns != before
+    whole, small = load_model(student).model, load_model(pruned).model
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in whole.parameters())
+
+
+def test_a_teacher_cannot_be_pruned_as_a_student(tmp_path: Path) -> None:
+    recipe = tiny_recipe(write_data(tmp_path / "data", train=4, val=1))
+    encoder = pretrain(recipe, tmp_path / "pretrained")
+    with pytest.raises(UserError, match="only streaming students are pruned"):
+        prune(recipe, tmp_path / "pruned", encoder)
+    with pytest.raises(UserError, match="holds no model"):
+        prune(recipe, tmp_path / "pruned", tmp_path / "nothing")
