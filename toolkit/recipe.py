@@ -97,7 +97,7 @@ class StudentConfig(_Frozen):
     residual blocks: online channel ``shift`` (TSM), causal depthwise temporal ``conv`` over ``kernel`` frames,
     or ``none`` (the single-frame control). With ``look_back`` the stem also sees the change since the last frame.
     ``blocks`` keeps only the first N residual blocks. ``readout`` is ``average`` (appearance plus what the temporal
-    modules saw) or ``motion`` (feature changes over ``lags`` frames).
+    modules saw) or ``motion`` (feature changes over ``lags``, bends over ``bends``).
     ``pretrained`` is a MobileNetV2 TFLite file or a saved model folder to start from.
     """
 
@@ -111,7 +111,8 @@ class StudentConfig(_Frozen):
     look_back: bool = False
     blocks: int | None = Field(default=None, ge=1)
     readout: Literal["average", "motion"] = "average"
-    lags: tuple[int, ...] = (1, 2, 4)
+    lags: tuple[int, ...] = (1, 2, 3, 4)
+    bends: tuple[int, ...] = (1, 2)
     pretrained: Path | None = None
 
 

@@ -19,7 +19,7 @@ LABELS = ("dark", "bright")
 def _video(path: Path, level: int, frames: int = 12) -> Path:
     import cv2
 
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10.0, (32, 24))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (32, 24))
     for _ in range(frames):
         writer.write(np.full((24, 32, 3), level, np.uint8))
     writer.release()

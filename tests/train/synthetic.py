@@ -16,7 +16,7 @@ def write_video(path: Path, step: int, seed: int, frames: int = 8) -> Path:
     rng = np.random.default_rng(seed)
     back = rng.integers(0, 90, (SIDE, SIDE, 3), dtype=np.uint8)
     start = int(rng.integers(0, SIDE))
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10.0, (SIDE, SIDE))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (SIDE, SIDE))
     for index in range(frames):
         frame = back.copy()
         columns = (np.arange(6) + start + step * index) % SIDE

@@ -72,7 +72,7 @@ def test_the_encoder_sees_visible_tubelets_only() -> None:
     mask = tube_mask(1, (2, 4, 4), 0.5, torch.Generator().manual_seed(1))
     clip = torch.randn(1, 3, 4, 32, 32, requires_grad=True)
     tokens = model.encoder.tokens(clip)
-    model.encoder.encode(tokens[~mask][None]).sum().backward()
+    model.encoder.encode(tokens[~mask][None]).sum().backward()  # type: ignore[no-untyped-call]
     assert clip.grad is not None
     seen = clip.grad.abs().sum(1).reshape(2, 2, 4, 8, 4, 8).sum((1, 3, 5)).reshape(-1) > 0
     assert torch.equal(seen, ~mask[0])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.contract import Contract, StateSpec
+from toolkit.errors import UserError
 from toolkit.recipe import StudentConfig
 from train.models.readout import AverageReadout, MotionReadout
 
@@ -227,7 +228,7 @@ class StreamStudent(nn.Module):
         if config.blocks is not None:
             channels = self._outputs(config.blocks)
         if config.readout == "motion":
-            return MotionReadout(channels, self.classes, config.lags, config.dropout)
+            return MotionReadout(channels, self.classes, config.lags, config.bends, config.dropout)
         last = LAST if config.width >= 1 else round_channels(LAST * config.width)
         return AverageReadout(conv_bn(channels, last, 1, 1, 1, act), last, self.classes, config.dropout)
 
@@ -302,6 +303,19 @@ class StreamStudent(nn.Module):
                 looked = block.temporal.clip(x.unflatten(0, (batch, frames))).flatten(0, 1)  # type: ignore[operator]
             x = block.merge(x, looked)
         return self.readout.clip(x.unflatten(0, (batch, frames)))
+
+    def backbone(self, frames_NCHW: Tensor) -> Tensor:
+        """The last feature maps (N, C, h, w) of frames seen one by one, for students without temporal modules.
+
+        Raises:
+            UserError: this student's features depend on earlier frames.
+        """
+        if self.config.look_back or any(block.temporal is not None for block in self._blocks()):
+            raise UserError('frozen features of single frames need student.temporal = "none" and no look_back')
+        x: Tensor = self.stem(frames_NCHW)
+        for block in self._blocks():
+            x = block.merge(x, x)
+        return x
 
     def still(self, frame_BCHW: Tensor) -> Tensor:
         """Logits (B, K) as if the picture had always been there: a plain 2-D net, for structural tracing."""
