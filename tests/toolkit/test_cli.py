@@ -1,0 +1,230 @@
+"""The command line: every mistake is one line on stderr and exit code 2; what it can do is golden."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.deploy.conftest import bundle, student  # noqa: F401  (fixtures)
+from tests.train.synthetic import write_data, write_video
+from toolkit.bundle import Bundle
+from toolkit.cli import app
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ("pretrain", "finetune", "distill", "prune", "quantize", "export", "compress", "evaluate", "bench", "verify",
+            "camera", "report", "devices", "data", "demo")  # fmt: skip
+TINY = """
+name = "tiny"
+[data]
+root = "data"
+frames = 4
+flips = { left = "right", right = "left" }
+[preprocess]
+size = [32, 32]
+[teacher]
+dim = 32
+depth = 1
+heads = 2
+tubelet = [2, 8, 8]
+[finetune]
+epochs = 1
+batch = 8
+[student]
+width = 0.25
+depth = 0.4
+look_back = true
+[distill]
+epochs = 2
+batch = 8
+[prune]
+epochs = 1
+[quantize]
+rollouts = 4
+runtimes = ["torch", "onnxruntime", "openvino", "litert"]
+"""
+
+
+def vidon(*arguments: str | Path) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr)"""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def refused(*arguments: str | Path) -> str:
+    """The one line of a refused command."""
+    code, _, errors = vidon(*arguments)
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert code == 2, errors
+    assert len(lines) == 1, errors
+    assert "Traceback" not in errors
+    return lines[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    code, out, _ = vidon(command, "--help")
+    assert code == 0
+    if command == "data":
+        code, out, _ = vidon("data", "check", "--help")
+    assert "Example" in out
+
+
+def test_the_help_loads_no_torch_and_no_runtime() -> None:
+    code = """
+import runpy, sys
+sys.argv = ["vidon", "--help"]
+try:
+    runpy.run_module("toolkit", run_name="__main__")
+except SystemExit:
+    pass
+print([name for name in ("torch", "cv2", "onnxruntime", "openvino") if name in sys.modules])
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.strip().endswith("[]")
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    (tmp_path / "recipe.toml").write_text(TINY)
+    return tmp_path / "recipe.toml"
+
+
+def test_missing_data_is_refused(recipe: Path, tmp_path: Path) -> None:
+    assert "data does not exist" in refused("distill", recipe, "--out", tmp_path / "out")
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_an_empty_folder_is_refused(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    assert "holds no video" in refused("distill", recipe, "--out", tmp_path / "out")
+
+
+def test_one_class_only_is_refused(recipe: Path, tmp_path: Path) -> None:
+    write_video(tmp_path / "data" / "train" / "left" / "a.avi", 2, 0)
+    assert "only one class (left)" in refused("finetune", recipe, "--out", tmp_path / "out")
+
+
+def test_broken_videos_are_refused(recipe: Path, tmp_path: Path) -> None:
+    for label in ("left", "right"):
+        write_video(tmp_path / "data" / "train" / label / "a.avi", 2, 0)
+        (tmp_path / "data" / "train" / label / "b.mp4").write_bytes(b"")
+    assert "2 of 4 videos are broken" in refused("distill", recipe, "--out", tmp_path / "out")
+    code, out, _ = vidon("data", "check", tmp_path / "data")
+    assert code == 2
+    assert out.count("broken:") == 2
+
+
+def test_an_unknown_recipe_key_names_the_nearest(recipe: Path, tmp_path: Path) -> None:
+    assert "did you mean 'epochs'" in refused("distill", recipe, "--set", "distill.epoch=3", "--out", tmp_path / "out")
+    assert "does not exist" in refused("distill", tmp_path / "no.toml", "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize("command", ["verify", "bench", "camera"])
+def test_a_missing_bundle_is_refused(command: str, tmp_path: Path) -> None:
+    assert "does not exist" in refused(command, tmp_path / "no.vidon")
+
+
+@pytest.fixture
+def copy(bundle: Bundle, tmp_path: Path) -> Path:  # noqa: F811
+    shutil.copytree(bundle.root, tmp_path / "copy.vidon")
+    return tmp_path / "copy.vidon"
+
+
+def test_a_changed_byte_is_refused(copy: Path) -> None:
+    file = next(copy.glob("models/litert-int8/*"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert "checksum differs" in refused("verify", copy)
+    assert "checksum differs" in refused("camera", copy, "--headless")
+
+
+def test_a_newer_schema_is_refused(copy: Path) -> None:
+    raw = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**raw, "schema_version": 99}))
+    assert "upgrade vidon" in refused("bench", copy)
+
+
+def test_unknown_artefacts_and_devices_are_refused(copy: Path) -> None:
+    assert "did you mean 'openvino-int8'" in refused("bench", copy, "--artefact", "openvin-int8")
+    assert "no device 'npu'" in refused("camera", copy, "--device", "npu", "--headless", "--source", "x.mp4")
+    assert "did you mean 'raspberry-pi-5'" in refused("devices", "--profile", "rasberry-pi-5")
+
+
+def test_a_camera_that_does_not_open_is_refused(copy: Path, tmp_path: Path) -> None:
+    assert "nothing.mp4" in refused("camera", copy, "--source", tmp_path / "nothing.mp4", "--headless")
+    assert "7" in refused("camera", copy, "--source", "7", "--headless")
+
+
+def test_a_missing_extra_names_the_command(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert "pip install 'vidon[openvino]'" in refused("verify", copy, "--artefact", "openvino-int8")
+
+
+def test_an_output_below_a_file_is_refused(recipe: Path, tmp_path: Path) -> None:
+    write_data(tmp_path / "data", train=2, val=1)
+    (tmp_path / "file").write_text("")
+    assert "cannot write" in refused("distill", recipe, "--out", tmp_path / "file" / "out")
+
+
+def test_an_unknown_runtime_is_refused_before_any_work(recipe: Path, tmp_path: Path) -> None:
+    write_data(tmp_path / "data", train=2, val=1)
+    assert vidon("distill", recipe, "--out", tmp_path / "s", "--set", "distill.epochs=1")[0] == 0
+    line = refused("export", tmp_path / "s", recipe, "--out", tmp_path / "b.vidon", "--runtimes", "onnxruntme")
+    assert "did you mean 'onnxruntime'" in line
+    assert not (tmp_path / "b.vidon").exists()
+
+
+def test_an_unlabelled_folder_cannot_be_evaluated(copy: Path, tmp_path: Path) -> None:
+    write_data(tmp_path / "data", train=1, val=1)
+    assert "label 'left' was not in training" in refused("evaluate", copy, "--data", tmp_path / "data")
+
+
+def test_the_whole_road_by_commands(recipe: Path, tmp_path: Path) -> None:
+    write_data(tmp_path / "data", train=8, val=2)
+    out = tmp_path / "road"
+    assert vidon("finetune", recipe, "--out", tmp_path / "teacher")[0] == 0
+    code, text, _ = vidon("compress", recipe, "--teacher", tmp_path / "teacher", "--out", out, "--json")
+    assert code == 0
+    made = json.loads(text)
+    assert "litert-int8" in made["artefacts"]
+    bundle_path = made["bundle"]
+    assert vidon("verify", bundle_path)[0] == 0
+    code, text, _ = vidon("evaluate", bundle_path, "--data", tmp_path / "data", "--all", "--json")
+    rows = json.loads(text)
+    assert {row["clips"] for row in rows.values()} == {4}
+    assert rows["onnxruntime-fp32"]["frame_answers"] == rows["torch-fp32"]["frame_answers"]
+    code, text, _ = vidon("bench", bundle_path, "--all", "--steps", "10", "--json")
+    assert all(row["p50_ms"] > 0 for row in json.loads(text).values())
+    video = next((tmp_path / "data" / "test" / "left").iterdir())
+    code, text, _ = vidon("camera", bundle_path, "--source", video, "--out", tmp_path / "seen.mp4", "--json")
+    assert code == 0
+    assert json.loads(text)["frames"] == 8
+    assert (tmp_path / "seen.mp4").stat().st_size > 0
+
+
+def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(recipe: Path, tmp_path: Path) -> None:
+    write_data(tmp_path / "data", train=8, val=2)
+    command = [sys.executable, "-P", "-m", "toolkit", "distill", str(recipe), "--out", str(tmp_path / "s"),
+               "--set", "distill.epochs=500", "--set", "distill.batch=4"]  # fmt: skip
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                             env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    checkpoint = tmp_path / "s" / "checkpoint.safetensors"
+    while child.poll() is None and not checkpoint.exists():
+        pass
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130, errors
+    assert "interrupted: run the same command again to go on" in errors
+    assert "Traceback" not in errors
+    assert checkpoint.exists()
+    assert not (tmp_path / "s" / "model.safetensors").exists()
