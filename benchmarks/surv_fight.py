@@ -4,7 +4,7 @@
 
 Student: ImageNet MobileNetV2 up to block 12, frozen, motion readout, logistic regression. The only choice made
 from data, the regularisation strength, is made inside the three training folds. Teacher: the mean of the logits of
-five such probes at other depths and resolutions, in float. Exported: the student's int8 LiteRT file, calibrated on
+three such probes at other depths, in float. Exported: the student's int8 LiteRT file, calibrated on
 16 streams of the training folds drawn by the seed, run by its adapter on the test fold. The fit is convex, so the
 seed changes the calibration only. The design itself was found by looking at these folds: read 0.01-0.02 of the mean as
 optimism. Features and bundles are cached in --work; a run that was cut goes on.
@@ -23,6 +23,7 @@ from benchmarks.common import save
 from deploy.bench import bench_calls
 from deploy.evaluate import evaluate, mcnemar
 from deploy.export import export_bundle
+from deploy.export.step import flat_step
 from deploy.runtimes import open_session
 from toolkit.bundle import Bundle, open_bundle
 from toolkit.files import write_bytes
@@ -37,7 +38,7 @@ from train.probe import choose_strength, clip_means, fit_probe, install
 LABELS = ("fight", "noFight")
 SEEDS = (0, 1, 2)
 STUDENT = (13, (160, 224))  # residual blocks kept, picture (H, W)
-TEACHER = ((10, (160, 224)), STUDENT, (16, (160, 224)), (13, (224, 320)), (16, (224, 320)))
+TEACHER = ((10, (160, 224)), STUDENT, (16, (160, 224)))
 
 
 def view(blocks: int, size: tuple[int, int]) -> tuple[StreamStudent, Preprocess]:
@@ -55,7 +56,9 @@ def features(rows: list[dict[str, str]], data: Path, blocks: int, size: tuple[in
     file = work / f"features-{blocks}-{size[0]}x{size[1]}.npy"
     if not file.is_file():
         student, preprocess = view(blocks, size)
-        found = [clip_means(student, read_pictures(data / row["path"], preprocess), preprocess)
+        # Folded batch norms and channels last: the same features in half the time.
+        folded = flat_step(student).model.to(memory_format=torch.channels_last)
+        found = [clip_means(folded, read_pictures(data / row["path"], preprocess), preprocess)
                  for row in track(rows, f"features {blocks} {size}")]  # fmt: skip
         np.save(work / "partial.npy", np.stack(found))
         write_bytes(file, (work / "partial.npy").read_bytes())
@@ -138,7 +141,7 @@ def main() -> None:
         return logits
 
     correct: dict[str, list[list[bool]]] = {
-        "teacher (five float probes)": [list(np.mean([probed(v) for v in views], axis=0).argmax(1) == labels)],
+        "teacher (three float probes)": [list(np.mean([probed(v) for v in views], axis=0).argmax(1) == labels)],
         "student, float": [list(probed(own).argmax(1) == labels)],
         "student, exported int8": [],
     }

@@ -1,0 +1,105 @@
+"""One stream step against the 16-frame clip re-run for every frame, per runtime and precision, in interleaved rounds.
+
+    python benchmarks/step_latency.py [--side 112] [--width 0.5]
+
+Same weights in both: the step form with explicit state, and the clip form of 16 frames exported as a clip model.
+Fresh weights: latency does not depend on them. One thread and two threads.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.common import save
+from deploy.bench import bench_calls
+from deploy.export import export_bundle
+from deploy.runtimes import open_session
+from toolkit.bundle import Bundle
+from toolkit.contract import Contract
+from toolkit.preprocess import Preprocess
+from toolkit.recipe import StudentConfig
+from train.models.student import StreamStudent, build_student
+
+FRAMES = 16
+
+
+class ClipForm(torch.nn.Module):
+    """The student's clip form behind a clip model's interface: (B, 3, T, H, W) -> last logits (B, K)."""
+
+    def __init__(self, student: StreamStudent) -> None:
+        super().__init__()
+        self.student = student
+
+    def contract(self) -> Contract:
+        """A clip contract of 16 frames."""
+        return Contract(kind="clip", frame=self.student.frame, classes=self.student.classes, frames=FRAMES)
+
+    def forward(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Logits of the last frame."""
+        logits: torch.Tensor = self.student(clip_BCTHW.transpose(1, 2))[:, -1]
+        return logits
+
+
+def bundles(side: int, width: float, folder: Path) -> tuple[Bundle, Bundle]:
+    """(step, clip) of the same student."""
+    torch.manual_seed(0)
+    student = build_student(StudentConfig(width=width), 5, (3, side, side), FRAMES).eval()
+    common: dict[str, Any] = {
+        "name": "latency",
+        "labels": tuple("abcde"),
+        "preprocess": Preprocess(size=(side, side)),
+        "lineage": {},
+    }
+    rng = np.random.default_rng(0)
+    streams = [rng.standard_normal((8, 3, side, side)).astype(np.float32) for _ in range(4)]
+    step = export_bundle(
+        student, path=folder / "step.vidon", rollouts=streams, golden_frames=streams[0],
+        runtimes=("torch", "onnxruntime", "openvino", "litert"), precisions=("fp32", "int8"), **common,
+    )  # fmt: skip
+    clip = export_bundle(
+        ClipForm(student), path=folder / "clip.vidon", rollouts=[], golden_frames=streams[0],
+        runtimes=("torch", "onnxruntime", "openvino"), precisions=("fp32",), **common,
+    )  # fmt: skip
+    return step, clip
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=112)
+    parser.add_argument("--width", type=float, default=0.5)
+    args = parser.parse_args()
+    rng = np.random.default_rng(1)
+    frame = rng.standard_normal((1, 3, args.side, args.side)).astype(np.float32)
+    rows, data = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        step, clip = bundles(args.side, args.width, Path(folder))
+        for threads in (1, 2):
+            calls: dict[str, Callable[[], object]] = {}
+            for bundle, kind in ((step, "step"), (clip, "clip")):
+                for artefact in bundle.manifest.artefacts:
+                    session = open_session(bundle, artefact.key, threads=threads)
+                    calls[f"{kind} {artefact.key}"] = lambda session=session: session.step(frame)
+            found = bench_calls(calls, 60, 5, f"{threads} threads", block=5)
+            data[str(threads)] = {name: value.as_dict(samples=True) for name, value in found.items()}
+    for artefact in step.manifest.artefacts:
+        row: list[Any] = [artefact.runtime, artefact.precision]
+        for threads in ("1", "2"):
+            one = data[threads][f"step {artefact.key}"]
+            again = data[threads].get(f"clip {artefact.runtime}-fp32")
+            ratio = f"{again['p50_ms'] / one['p50_ms']:.0f}x" if again else ""
+            row += [f"{one['p50_ms']:.2f} / {one['p95_ms']:.2f}", f"{again['p50_ms']:.1f}" if again else "", ratio]
+        rows.append(row)
+    columns = ["runtime", "precision", "step p50 / p95 ms, 1 thread", "16-frame clip ms", "ratio",
+               "step p50 / p95 ms, 2 threads", "16-frame clip ms", "ratio"]  # fmt: skip
+    caption = f"Student of width {args.width} at {args.side} px with shift modules; the clip is the fp32 file of the same runtime."
+    print(save("step_latency", caption, columns, rows, {"latency": data, "side": args.side, "width": args.width}))
+
+
+if __name__ == "__main__":
+    main()
