@@ -1,4 +1,4 @@
-"""The demo's ladder as a benchmark: ``python benchmarks/demo.py [FOLDER]`` runs ``vidon demo`` there and keeps the table."""
+"""The demo's ladder as a benchmark: ``python benchmarks/demo.py [FOLDER]`` runs the demo there and keeps its table."""
 
 import sys
 from pathlib import Path
@@ -22,16 +22,8 @@ def main() -> None:
     """Run (or go on with) the demo and write its table."""
     demo = Demo(Path(sys.argv[1] if len(sys.argv) > 1 else "vidon-demo"))
     report = demo.run()
-    columns = [
-        "rung",
-        "test accuracy [95 % CI]",
-        "parameters, k",
-        "MMAC",
-        "file, KiB",
-        "latency p50 / p95 ms",
-        "a second",
-        "agreement with torch",
-    ]
+    columns = ["rung", "test accuracy [95 % CI]", "parameters, k", "MMAC", "file, KiB", "latency p50 / p95 ms"]
+    columns += ["a second", "agreement with torch"]
     seconds = sum(demo.steps.seconds().values())
     caption = (
         f"400 test clips; the single-frame control scores {report.control:.2f}, chance is {report.chance:.2f}. Latency is of one frame "

@@ -97,7 +97,8 @@ def main() -> None:
         rows.append(row)
     columns = ["runtime", "precision", "step p50 / p95 ms, 1 thread", "16-frame clip ms", "ratio",
                "step p50 / p95 ms, 2 threads", "16-frame clip ms", "ratio"]  # fmt: skip
-    caption = f"Student of width {args.width} at {args.side} px with shift modules; the clip is the fp32 file of the same runtime."
+    model = f"Student of width {args.width} at {args.side} px with shift modules"
+    caption = f"{model}; the clip is the fp32 file of the same runtime."
     print(save("step_latency", caption, columns, rows, {"latency": data, "side": args.side, "width": args.width}))
 
 
