@@ -27,7 +27,8 @@ def main() -> None:
     seconds = sum(demo.steps.seconds().values())
     caption = (
         f"400 test clips; the single-frame control scores {report.control:.2f}, chance is {report.chance:.2f}. "
-        f"Latency is of one frame (teacher: one clip). The whole demo took {seconds / 60:.1f} minutes. Best on validation: {report.best}."
+        f"Latency is of one frame (teacher: one clip). The whole demo took {seconds / 60:.1f} minutes. "
+        f"Best on validation: {report.best}."
     )
     data = report.model_dump(mode="json", exclude={"preview"})
     print(save("demo", caption, columns, [row(rung) for rung in report.rungs], data))
