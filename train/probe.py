@@ -58,7 +58,9 @@ def fit_probe(features: Groups, labels: npt.NDArray[np.int64], classes: int, str
     mean, deviation = features.mean(0), features.std(0)
     floor = 0.1 * np.median(deviation, axis=1, keepdims=True) + 1e-6
     scale = np.sqrt(_VARIANCE / features.shape[2]) / np.maximum(deviation, floor)
-    x = torch.from_numpy(((features - mean) * scale).reshape(len(features), -1))
+    # The optimum lies in the span of the clips: rotated into it there are at most N unknowns a class, not G * C.
+    left, singular, right = np.linalg.svd(((features - mean) * scale).reshape(len(features), -1), full_matrices=False)
+    x = torch.from_numpy(left * singular)
     y = torch.from_numpy(labels)
     counts = torch.bincount(y, minlength=classes).double()
     balance = (len(y) / (classes * counts.clamp(min=1)))[y]
@@ -75,7 +77,7 @@ def fit_probe(features: Groups, labels: npt.NDArray[np.int64], classes: int, str
         return value
 
     solver.step(objective)  # type: ignore[no-untyped-call]
-    raw = weight.detach().numpy().reshape(classes, *mean.shape) * scale
+    raw = (weight.detach().numpy() @ right).reshape(classes, *mean.shape) * scale
     return Probe(raw, bias.detach().numpy() - np.einsum("kgc,gc->k", raw, mean))
 
 

@@ -59,7 +59,7 @@ class _Session(StepSession):
         outputs = {name: detail["index"] for name, detail in runner.get_output_details().items()}
         self._frame = inputs[contract.input_names[0]]
         self._logits = outputs["logits"]
-        self._links = [(outputs[state.output], inputs[state.name]) for state in contract.states]
+        self._links = _in_order([(outputs[state.output], inputs[state.name]) for state in contract.states])
         self._order = (0, 2, 3, 1) if contract.kind == "stream" else (0, 2, 3, 4, 1)
         super().__init__(
             contract,
@@ -83,6 +83,22 @@ class _Session(StepSession):
 
     def _free(self) -> None:
         del self._interpreter
+
+
+def _in_order(links: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Order the copies so that none overwrites what a later one reads.
+
+    A state that only moves on (``state_01_next`` is ``state_00``) may be one and the same tensor in the file: then
+    the oldest must be copied first.
+    """
+    rest, ordered = list(links), []
+    while rest:
+        free = [link for link in rest if all(link[1] != other[0] for other in rest if other is not link)]
+        if not free:
+            raise BundleError("litert: the stream states form a circle without a copy; export the model again")
+        ordered.append(free[0])
+        rest.remove(free[0])
+    return ordered
 
 
 class _LiteRt:

@@ -179,3 +179,15 @@ def test_pickled_data_in_a_torch_archive_is_refused(bundle: Bundle, tmp_path: Pa
         archive.writestr("model/data/evil.pkl", b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(BundleError, match="holds pickled data"):
         load("torch").open(tmp_path / "m", artefact, bundle.manifest.contract, Options())
+
+
+def test_states_that_only_move_on_are_copied_oldest_first() -> None:
+    from deploy.runtimes.litert_runtime import _in_order
+
+    moved = _in_order([(9, 1), (1, 2), (2, 3)])  # state 1 <- new map, 2 <- old 1, 3 <- old 2
+    memory = {1: "a", 2: "b", 3: "c", 9: "new"}
+    for source, target in moved:
+        memory[target] = memory[source]
+    assert memory == {1: "new", 2: "a", 3: "b", 9: "new"}
+    with pytest.raises(BundleError, match="circle"):
+        _in_order([(1, 2), (2, 1)])

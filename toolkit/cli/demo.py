@@ -33,13 +33,10 @@ class Demo:
 
     def run(self) -> "Report":
         """Walk the road and write the report."""
-        import torch
-
         from train.stages import distill, finetune, pretrain, prune
 
         folder, recipe, steps = self.folder, self.recipe, self.steps
         settings = recipe.model_dump(mode="json")
-        torch.set_num_threads(2)
         steps.run("data", "cut clips from real footage", LABELS, lambda: dict(build_clips(folder / "data")))
         runs: dict[str, Path] = {
             name: folder / name for name in ("pretrained", "teacher", "control", "student", "pruned")

@@ -27,6 +27,8 @@ __all__ = ["StreamStudent", "build_student"]
 # MobileNetV2 (Sandler et al. 2018, table 2): expansion, channels, repeats, stride.
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 STEM, LAST = 32, 1280
+# Neighbouring frames differ little: unamplified, the stem would learn from their change many times slower.
+GAIN = 4.0
 
 
 def round_channels(channels: float, divisor: int = 8) -> int:
@@ -155,14 +157,14 @@ class LookBack(nn.Module):
         """One frame -> (B, 3 or 6, H, W) and the frame to remember."""
         if not self.enabled:
             return x_BCHW, []
-        return torch.cat([x_BCHW, x_BCHW - states[0]], 1), [x_BCHW]
+        return torch.cat([x_BCHW, GAIN * (x_BCHW - states[0])], 1), [x_BCHW]
 
     def clip(self, x_BTCHW: Tensor) -> Tensor:
         """All frames; before the first there is a zero frame."""
         if not self.enabled:
             return x_BTCHW
         past = nn.functional.pad(x_BTCHW[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0))
-        return torch.cat([x_BTCHW, x_BTCHW - past], 2)
+        return torch.cat([x_BTCHW, GAIN * (x_BTCHW - past)], 2)
 
     def still(self, x_BCHW: Tensor) -> Tensor:
         """The answer for a picture that never changes."""
