@@ -24,7 +24,7 @@ from deploy.bench import bench_calls
 from deploy.evaluate import evaluate, mcnemar
 from deploy.export import export_bundle
 from deploy.export.step import flat_step
-from deploy.runtimes import open_session
+from deploy.runtimes import RUNTIMES, open_session
 from toolkit.bundle import Bundle, open_bundle
 from toolkit.files import write_bytes
 from toolkit.preprocess import Preprocess
@@ -74,8 +74,8 @@ def fitted(feats: np.ndarray, labels: np.ndarray, folds: np.ndarray, fold: int) 
 
 def exported(rows: list[dict[str, str]], data: Path, feats: np.ndarray, labels: np.ndarray, folds: np.ndarray,
              fold: int, seed: int, work: Path) -> Bundle:  # fmt: skip
-    """The student trained without ``fold``, as a bundle."""
-    path = work / f"fold{fold}-seed{seed}.vidon"
+    """The student trained without ``fold`` (-1: on every clip), as a bundle."""
+    path = work / (f"fold{fold}-seed{seed}.vidon" if fold >= 0 else "fight.vidon")
     if path.is_dir():
         return open_bundle(path)
     training = folds != fold
@@ -86,7 +86,8 @@ def exported(rows: list[dict[str, str]], data: Path, feats: np.ndarray, labels: 
     streams = [preprocess.normalise(read_pictures(data / rows[i]["path"], preprocess, 24)) for i in chosen]
     return export_bundle(
         student, path=path, name="fight", labels=LABELS, preprocess=preprocess, rollouts=streams[:16],
-        golden_frames=streams[16], runtimes=("litert",), precisions=("fp32", "int8"),
+        golden_frames=streams[16], runtimes=("litert",) if fold >= 0 else tuple(RUNTIMES),
+        precisions=("fp32", "int8"),
         lineage={"held_out_fold": fold, "seed": seed, "strength": strength},
     )  # fmt: skip
 
@@ -163,6 +164,10 @@ def main() -> None:
             session.close()
         correct["student, exported int8"].append([bool(a) for a in answers])
     times = latency(bundle, args.peer)
+    whole = exported(rows, args.data, own, labels, folds, -1, 0, args.work)
+    print(
+        f"trained on every clip, for clips from elsewhere:  vidon evaluate {whole.root} -a litert-int8 --data clips.csv"
+    )
     table, data = [], {}
     reference = correct["student, float"][0]
     for name, runs in correct.items():

@@ -237,7 +237,9 @@ def _stage(
     """Skip a finished stage, else do ``work`` and leave model, recipe and ``done.json``."""
     resolved = json.loads(recipe.model_dump_json())
     decided = {key: resolved[key] for key in (*sections, "data", "preprocess")}
-    text = json.dumps([name, decided, parents], sort_keys=True)
+    del decided["data"]["root"]  # the same clips under another path are the same data
+    clips = index_clips(recipe.data.root).digest()
+    text = json.dumps([name, decided, clips, parents], sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()
     done, started = out / "done.json", out / "started.json"
     if _says(done, key):

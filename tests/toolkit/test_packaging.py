@@ -1,5 +1,6 @@
 """The core needs neither torch nor a runtime, and a built wheel works beside a user's own train.py."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,10 @@ import venv
 from pathlib import Path
 
 import pytest
+
+from tests.deploy.conftest import bundle, student  # noqa: F401  (fixtures)
+from tests.train.synthetic import write_video
+from toolkit.bundle import Bundle
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "onnxruntime", "openvino", "ai_edge_litert", "tflite_runtime", "onnx", "nncf", "cv2", "matplotlib")
@@ -102,3 +107,36 @@ assert "torch" not in sys.modules
     )
     assert verify.returncode == 2
     assert "pip install 'vidon[onnxruntime]'" in verify.stderr
+
+
+@pytest.fixture(scope="module")
+def board(installed: Path) -> Path:
+    """The same environment with OpenCV and one runtime added, as on a board: no torch."""
+    root = ["-c", str(ROOT / "constraints.txt")]
+    install = [str(installed), "-m", "pip", "install", "-q", *root, "opencv-python-headless", "onnxruntime"]
+    subprocess.run(install, check=True, capture_output=True)
+    return installed
+
+
+def test_a_board_with_one_runtime_verifies_evaluates_and_plays_the_camera(
+    board: Path,
+    bundle: Bundle,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    def run(*arguments: str) -> str:
+        vidon = str(board.with_name("vidon"))
+        done = subprocess.run([vidon, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert _python("import torch", python=str(board)).returncode != 0
+    data = tmp_path / "clips"
+    video = write_video(data / "a" / "one.avi", 2, 0)
+    write_video(data / "b" / "two.avi", -2, 1)
+    for key in ("onnxruntime-fp32", "onnxruntime-int8"):
+        assert key in run("verify", str(bundle.root), "--artefact", key)
+    rows = json.loads(run("evaluate", str(bundle.root), "--data", str(data), "-a", "onnxruntime-int8", "--json"))
+    assert rows["onnxruntime-int8"]["clips"] == 2
+    played = run("camera", str(bundle.root), "--source", str(video), "--out", "seen.mp4", "--json")
+    assert json.loads(played)["artefact"]
+    assert (tmp_path / "seen.mp4").stat().st_size > 0

@@ -158,3 +158,16 @@ def test_augmentation_depends_on_its_generator_only(root: Path) -> None:
 def test_flips_must_name_labels() -> None:
     with pytest.raises(UserError, match=r"data\.flips names 'up'"):
         Augment(PRE, ("left", "right"), True, {"up": "left"})
+
+
+def test_the_same_clips_elsewhere_are_the_same_data_and_others_are_not(tmp_path: Path) -> None:
+    def made(name: str, video: str = "x", size: int = 1) -> str:
+        for label in ("a", "b"):
+            (tmp_path / name / label).mkdir(parents=True)
+            (tmp_path / name / label / f"{video}.mp4").write_bytes(b"0" * size)
+        return index_clips(tmp_path / name).digest()
+
+    first = made("one")
+    assert made("two") == first
+    assert made("three", video="y") != first
+    assert made("four", size=2) != first

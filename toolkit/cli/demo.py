@@ -36,7 +36,7 @@ class Demo:
         from train.stages import distill, finetune, pretrain, prune
 
         folder, recipe, steps = self.folder, self.recipe, self.steps
-        settings = recipe.model_dump(mode="json")
+        settings = recipe.model_dump(mode="json", exclude={"data": {"root"}})
         steps.run("data", "cut clips from real footage", LABELS, lambda: dict(build_clips(folder / "data")))
         runs: dict[str, Path] = {
             name: folder / name for name in ("pretrained", "teacher", "control", "student", "pruned")

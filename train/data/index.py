@@ -6,6 +6,8 @@ clips flatter a model by many points.
 
 import csv
 import hashlib
+import json
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +53,15 @@ class Dataset:
             raise UserError(f"data {self.root} has no clip in split {name!r}: add some, or choose another split")
         return found
 
+    def digest(self) -> str:
+        """A hash of what the data are, wherever they lie: each clip's name, label, split, group and size."""
+        base = self.root if self.root.is_dir() else self.root.parent
+        rows = [
+            [os.path.relpath(clip.path, base), clip.label, clip.split, clip.group, _size(clip.path)]
+            for clip in self.clips
+        ]
+        return hashlib.sha256(json.dumps([self.labels, rows]).encode()).hexdigest()
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Number of clips by split and label."""
         found = Counter((clip.split, clip.label) for clip in self.clips)
@@ -89,6 +100,10 @@ def index_clips(
             f"data {root}: unknown split {unknown[0]!r}{nearest(unknown[0], SPLITS)}; use {', '.join(SPLITS)}"
         )
     return Dataset(root, labels or found, tuple(clips))
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _videos(folder: Path) -> list[Path]:

@@ -157,18 +157,23 @@ class LookBack(nn.Module):
         """One frame -> (B, 3 or 6, H, W) and the frame to remember."""
         if not self.enabled:
             return x_BCHW, []
-        return torch.cat([x_BCHW, GAIN * (x_BCHW - states[0])], 1), [x_BCHW]
+        return torch.cat([x_BCHW, _change(x_BCHW, states[0])], 1), [x_BCHW]
 
     def clip(self, x_BTCHW: Tensor) -> Tensor:
         """All frames; before the first there is a zero frame."""
         if not self.enabled:
             return x_BTCHW
         past = nn.functional.pad(x_BTCHW[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0))
-        return torch.cat([x_BTCHW, GAIN * (x_BTCHW - past)], 2)
+        return torch.cat([x_BTCHW, _change(x_BTCHW, past)], 2)
 
     def still(self, x_BCHW: Tensor) -> Tensor:
         """The answer for a picture that never changes."""
         return torch.cat([x_BCHW, torch.zeros_like(x_BCHW)], 1) if self.enabled else x_BCHW
+
+
+def _change(now: Tensor, past: Tensor) -> Tensor:
+    """Amplified change, cut to the frame's own range so that both keep fine int8 steps where they are joined."""
+    return (GAIN * (now - past)).clamp(-1.0, 1.0)
 
 
 class InvertedResidual(nn.Module):
