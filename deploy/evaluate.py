@@ -43,7 +43,10 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Answers for N clips: ``predicted`` and ``truth`` are indices into ``labels``; ``probabilities`` is (N, K)."""
+    """Answers for N clips: ``predicted`` and ``truth`` are indices into ``labels``; ``probabilities`` is (N, K).
+
+    ``frame_answers`` are the indices answered at each frame; the first ``warmup`` of a clip are not yet meant to count.
+    """
 
     labels: tuple[str, ...]
     names: tuple[str, ...]
@@ -52,6 +55,7 @@ class Evaluation:
     probabilities: npt.NDArray[np.float32]
     frame_answers: tuple[tuple[int, ...], ...]
     broken: tuple[str, ...] = ()
+    warmup: int = 0
 
     @property
     def correct(self) -> tuple[bool, ...]:
@@ -77,11 +81,13 @@ class Evaluation:
         return table
 
     def agreement(self, other: "Evaluation") -> float:
-        """Share of frames on which two artefacts name the same class, over the same clips."""
+        """Share of frames after the warm-up on which two artefacts name the same class, over the same clips."""
         same = total = 0
         for mine, theirs in zip(self.frame_answers, other.frame_answers, strict=True):
-            same += sum(x == y for x, y in zip(mine, theirs, strict=True))
-            total += len(mine)
+            answers = list(zip(mine, theirs, strict=True))
+            counted = answers[min(self.warmup, len(answers) - 1) :]
+            same += sum(x == y for x, y in counted)
+            total += len(counted)
         return same / max(1, total)
 
     def as_dict(self) -> dict[str, Any]:
@@ -132,4 +138,5 @@ def evaluate(
         note(f"left out {len(broken)} broken of {len(items)} videos: " + "; ".join(broken[:5]))
     table = np.stack(rows)
     predicted = tuple(int(k) for k in table.argmax(1))
-    return Evaluation(labels, tuple(names), tuple(truth), predicted, table, tuple(frames), tuple(broken))
+    warmup = session.contract.warmup
+    return Evaluation(labels, tuple(names), tuple(truth), predicted, table, tuple(frames), tuple(broken), warmup)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.bench import bench, bench_calls
-from deploy.evaluate import evaluate, mcnemar, wilson
+from deploy.evaluate import Evaluation, evaluate, mcnemar, wilson
 from tests.deploy.cameras import BrightnessSession
 from toolkit.errors import UserError
 from toolkit.preprocess import Preprocess
@@ -35,6 +35,17 @@ def test_accuracy_counts_right_clips(tmp_path: Path) -> None:
     assert result.as_dict()["per_class"]["dark"]["recall"] == 0.5
     assert [len(frames) for frames in result.frame_answers] == [12, 12, 12]
     assert result.agreement(result) == 1.0
+
+
+def test_agreement_leaves_out_the_warm_up() -> None:
+    def answers(*frames: tuple[int, ...]) -> Evaluation:
+        table = np.zeros((len(frames), 2), np.float32)
+        truth = (0,) * len(frames)
+        return Evaluation(LABELS, ("",) * len(frames), truth, truth, table, frames, warmup=2)
+
+    assert answers((0, 0, 1, 1)).agreement(answers((1, 1, 1, 1))) == 1.0
+    assert answers((0, 0, 1, 1)).agreement(answers((0, 0, 1, 0))) == 0.5
+    assert answers((0,)).agreement(answers((1,))) == 0.0
 
 
 def test_a_broken_video_is_left_out_and_named(tmp_path: Path) -> None:

@@ -114,6 +114,15 @@ def test_the_distillation_loss_is_the_published_formula() -> None:
     torch.testing.assert_close(got, 0.7 * hard + 0.3 * soft)
 
 
+def test_distillation_asks_every_frame_after_the_warm_up_and_none_before() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 5, 3, requires_grad=True)
+    distillation_loss(logits, torch.tensor([0, 2]), torch.randn(2, 3), 0.5, 2.0, warmup=2).backward()
+    assert logits.grad is not None
+    assert logits.grad[:, :2].abs().max() == 0
+    assert (logits.grad[:, 2:].abs().amax((0, 2)) > 0).all()
+
+
 def test_a_perfect_copy_of_the_teacher_has_no_soft_loss() -> None:
     teacher = torch.randn(4, 3)
     logits = teacher[:, None].expand(4, 6, 3)

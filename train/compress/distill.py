@@ -1,7 +1,7 @@
 """Knowledge distillation from a clip teacher into a student that answers at every frame.
 
 Hinton et al. 2015, arXiv:1503.02531. The student's clip answer (mean of its frame logits) matches labels and
-the teacher's soft answer; later frames, which have seen enough, are also asked one by one.
+the teacher's soft answer; every frame after the warm-up is also asked by itself.
 """
 
 import torch
@@ -23,12 +23,12 @@ def distillation_loss(
 ) -> Tensor:  # fmt: skip
     """(1 - alpha) * cross-entropy + alpha * T^2 * KL(teacher || student).
 
-    On the clip answer and on the frames of the second half. Without a teacher only the cross-entropy counts.
+    On the clip answer and on every frame after ``warmup``. Without a teacher only the cross-entropy counts.
     """
     frames, classes = logits_BTK.shape[1:]
-    late = logits_BTK[:, frames // 2 :]
-    count = late.shape[1]
-    answers = torch.cat([clip_logits(logits_BTK, warmup), late.reshape(-1, classes)])
+    asked = logits_BTK[:, min(warmup, frames - 1) :]
+    count = asked.shape[1]
+    answers = torch.cat([clip_logits(logits_BTK, warmup), asked.reshape(-1, classes)])
     weights = torch.cat([torch.full((len(labels_B),), 1.0), torch.full((len(labels_B) * count,), 0.5 / count)])
     weights = weights / weights.sum()
     labels = torch.cat([labels_B, labels_B.repeat_interleave(count)])
