@@ -117,7 +117,7 @@ def test_the_distillation_loss_is_the_published_formula() -> None:
 def test_distillation_asks_every_frame_after_the_warm_up_and_none_before() -> None:
     torch.manual_seed(0)
     logits = torch.randn(2, 5, 3, requires_grad=True)
-    distillation_loss(logits, torch.tensor([0, 2]), torch.randn(2, 3), 0.5, 2.0, warmup=2).backward()
+    distillation_loss(logits, torch.tensor([0, 2]), torch.randn(2, 3), 0.5, 2.0, warmup=2).backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert logits.grad[:, :2].abs().max() == 0
     assert (logits.grad[:, 2:].abs().amax((0, 2)) > 0).all()
