@@ -22,5 +22,6 @@ def opencv() -> ModuleType:
         cv2 = importlib.import_module("cv2")
     except ImportError as error:
         raise MissingDependency("opencv-python", "camera") from error
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    # OpenCV 4 has it at the top, OpenCV 5 among its utilities; 0 is silent in both.
+    (cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)
     return cv2

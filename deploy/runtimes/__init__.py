@@ -9,7 +9,7 @@ from toolkit.bundle import Artefact, Bundle
 from toolkit.contract import Session
 from toolkit.errors import BundleError, UserError, nearest
 
-__all__ = ["RUNTIMES", "Availability", "Options", "Runtime", "available", "load", "open_session", "pick"]
+__all__ = ["RUNTIMES", "Availability", "Options", "Runtime", "available", "load", "open_session", "pick", "working"]
 
 #: name -> module; each module has a ``RUNTIME``.
 RUNTIMES = {
@@ -54,6 +54,17 @@ def pick(bundle: Bundle, key: str | None) -> Artefact:
             return artefact
         reasons.append(state.why)
     raise UserError(f"bundle {bundle.root}: none of its runtimes works here; {reasons[0]}")
+
+
+def working(bundle: Bundle) -> tuple[list[str], dict[str, str]]:
+    """Keys of the artefacts whose runtime works here, and of the others with why not.
+
+    Raises:
+        UserError, BundleError: none works here.
+    """
+    pick(bundle, None)
+    states = {artefact.key: available(artefact.runtime) for artefact in bundle.manifest.artefacts}
+    return [key for key, state in states.items() if state.ok], {k: s.why for k, s in states.items() if not s.ok}
 
 
 def open_session(bundle: Bundle, key: str | None = None, *, device: str = "cpu", threads: int | None = None) -> Session:

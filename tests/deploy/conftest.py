@@ -1,14 +1,8 @@
 """One tiny trained-like student exported to every runtime and precision, shared by the whole folder."""
 
-from pathlib import Path
-
 import numpy as np
-import pytest
 import torch
 
-from deploy.export import export_bundle
-from toolkit.bundle import Bundle
-from toolkit.preprocess import Preprocess
 from toolkit.recipe import StudentConfig
 from train.models.student import StreamStudent, build_student
 
@@ -39,18 +33,3 @@ def streams(count: int, frames: int = 12) -> list[np.ndarray]:
         base = rng.standard_normal((3, SIDE // 4, SIDE // 4)).repeat(4, 1).repeat(4, 2)
         found.append(np.stack([np.roll(base, t, axis=2) for t in range(frames)]).astype(np.float32) * 0.6)
     return found
-
-
-@pytest.fixture(scope="session")
-def student() -> StreamStudent:
-    return lively_student()
-
-
-@pytest.fixture(scope="session")
-def bundle(student: StreamStudent, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Every runtime and precision of the tiny student."""
-    path: Path = tmp_path_factory.mktemp("bundle") / "tiny.vidon"
-    return export_bundle(
-        student, path=path, name="tiny", labels=("a", "b", "c", "d"), preprocess=Preprocess(size=(SIDE, SIDE)),
-        rollouts=streams(6), golden_frames=streams(7)[6], runtimes=RUNTIME_NAMES, precisions=PRECISIONS, lineage={},
-    )  # fmt: skip

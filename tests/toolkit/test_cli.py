@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.deploy.conftest import bundle, student  # noqa: F401  (fixtures)
 from tests.train.synthetic import write_data, write_video
 from toolkit.bundle import Bundle
 from toolkit.cli import app
@@ -134,7 +133,7 @@ def test_a_missing_bundle_is_refused(command: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def copy(bundle: Bundle, tmp_path: Path) -> Path:  # noqa: F811
+def copy(bundle: Bundle, tmp_path: Path) -> Path:
     shutil.copytree(bundle.root, tmp_path / "copy.vidon")
     return tmp_path / "copy.vidon"
 

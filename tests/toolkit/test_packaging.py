@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.conftest import bundle, student  # noqa: F401  (fixtures)
 from tests.train.synthetic import write_video
 from toolkit.bundle import Bundle
 
@@ -56,17 +55,26 @@ def test_a_package_that_hides_ours_is_named(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new environment that holds only the built wheel and its core dependencies; returns its python."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
-    wheel = next(folder.glob("vidon-*.whl"))
-    venv.create(folder / "env", with_pip=True)
-    python = folder / "env" / "bin" / "python"
-    install = [str(python), "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), str(wheel)]
-    subprocess.run(install, check=True, capture_output=True)
+    return next(folder.glob("vidon-*.whl"))
+
+
+def _environment(folder: Path, *requirements: str, constrained: bool = True) -> Path:
+    """A new environment with the requirements; returns its python."""
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    pins = ["-c", str(ROOT / "constraints.txt")] if constrained else []
+    subprocess.run([str(python), "-m", "pip", "install", "-q", *pins, *requirements], check=True, capture_output=True)
     return python
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path) -> Path:
+    """Only the built wheel and its core dependencies."""
+    return _environment(wheel.parent / "core", str(wheel))
 
 
 def test_the_wheel_runs_from_a_folder_with_the_users_own_train_py(installed: Path, tmp_path: Path) -> None:
@@ -109,34 +117,37 @@ assert "torch" not in sys.modules
     assert "pip install 'vidon[onnxruntime]'" in verify.stderr
 
 
-@pytest.fixture(scope="module")
-def board(installed: Path) -> Path:
-    """The same environment with OpenCV and one runtime added, as on a board: no torch."""
-    root = ["-c", str(ROOT / "constraints.txt")]
-    install = [str(installed), "-m", "pip", "install", "-q", *root, "opencv-python-headless", "onnxruntime"]
-    subprocess.run(install, check=True, capture_output=True)
-    return installed
+def _on_a_board(python: Path, bundle: Bundle, keys: tuple[str, ...], folder: Path) -> None:
+    """Verify, evaluate and play the camera with one runtime and without torch."""
 
-
-def test_a_board_with_one_runtime_verifies_evaluates_and_plays_the_camera(
-    board: Path,
-    bundle: Bundle,  # noqa: F811
-    tmp_path: Path,
-) -> None:
     def run(*arguments: str) -> str:
-        vidon = str(board.with_name("vidon"))
-        done = subprocess.run([vidon, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [str(python.with_name("vidon")), *arguments], cwd=folder, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert _python("import torch", python=str(board)).returncode != 0
-    data = tmp_path / "clips"
+    assert _python("import torch", python=str(python)).returncode != 0
+    data = folder / "clips"
     video = write_video(data / "a" / "one.avi", 2, 0)
     write_video(data / "b" / "two.avi", -2, 1)
-    for key in ("onnxruntime-fp32", "onnxruntime-int8"):
-        assert key in run("verify", str(bundle.root), "--artefact", key)
-    rows = json.loads(run("evaluate", str(bundle.root), "--data", str(data), "-a", "onnxruntime-int8", "--json"))
-    assert rows["onnxruntime-int8"]["clips"] == 2
+    checked = json.loads(run("verify", str(bundle.root), "--json"))
+    assert [key for key, row in checked.items() if "not_checked" not in row] == list(keys)
+    assert "pip install 'vidon[torch]'" in checked["torch-fp32"]["not_checked"]
+    rows = json.loads(run("evaluate", str(bundle.root), "--data", str(data), "--all", "--json"))
+    assert {key: row["clips"] for key, row in rows.items()} == dict.fromkeys(keys, 2)
     played = run("camera", str(bundle.root), "--source", str(video), "--out", "seen.mp4", "--json")
-    assert json.loads(played)["artefact"]
-    assert (tmp_path / "seen.mp4").stat().st_size > 0
+    assert json.loads(played)["artefact"] in keys
+    assert (folder / "seen.mp4").stat().st_size > 0
+
+
+def test_a_board_with_one_runtime_verifies_evaluates_and_plays(wheel: Path, bundle: Bundle, tmp_path: Path) -> None:
+    python = _environment(wheel.parent / "board", f"{wheel}[headless,onnxruntime]")
+    _on_a_board(python, bundle, ("onnxruntime-fp32", "onnxruntime-int8"), tmp_path)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="tflite-runtime ended with Python 3.11")
+def test_an_old_board_plays_through_tflite_runtime(wheel: Path, bundle: Bundle, tmp_path: Path) -> None:
+    old = ("opencv-python-headless<4.11",)  # the last that takes numpy 1
+    python = _environment(wheel.parent / "old", f"{wheel}[tflite]", *old, constrained=False)
+    _on_a_board(python, bundle, ("litert-fp32", "litert-int8"), tmp_path)

@@ -15,7 +15,10 @@ BundlePath = Annotated[Path, typer.Argument(help="Bundle folder or zip.", metava
 ModelPath = Annotated[Path, typer.Argument(help="Folder of a trained model.", metavar="MODEL")]
 BundleOut = Annotated[Path, typer.Option("--out", "-o", help="Bundle to write, NAME.vidon.")]
 Key = Annotated[str | None, typer.Option("--artefact", "-a", help="<runtime>-<precision>; default: the bundle's best.")]
-All = Annotated[bool, typer.Option("--all", help="Every artefact of the bundle.")]
+Keys = Annotated[
+    list[str] | None, typer.Option("--artefact", "-a", help="<runtime>-<precision>, may be given more than once.")
+]
+All = Annotated[bool, typer.Option("--all", help="Every artefact whose runtime works here.")]
 
 
 def _export(recipe: Path | None, model: Path, out: Path, overrides: list[str] | None, runtimes: str | None,
@@ -56,7 +59,7 @@ def quantize(
 @app.command()
 def evaluate(
     bundle: BundlePath, data: Annotated[Path, typer.Option("--data", "-d", help="Labelled folder or CSV.")],
-    artefact: Key = None, all_: All = False,
+    artefact: Keys = None, all_: All = False,
     split: Annotated[str, typer.Option(help="auto (test if there is one, else all), train, val, test, all.")] = "auto",
     save: Annotated[Path | None, typer.Option(help="Write every answer to this JSON file.")] = None,
     device: Device = "cpu", threads: Threads = None, as_json: Json = False,
@@ -65,13 +68,13 @@ def evaluate(
 
     Example: **vidon evaluate door.vidon --data clips/ --split test --all**
     """
+    from deploy.runtimes import working
     from toolkit.bundle import open_bundle
     from toolkit.cli.road import evaluate_bundle
     from toolkit.files import write_json
 
     opened = open_bundle(bundle)
-    keys = [found.key for found in opened.manifest.artefacts] if all_ else [artefact] if artefact else None
-    results = evaluate_bundle(opened, data, split, keys, device, threads)
+    results = evaluate_bundle(opened, data, split, working(opened)[0] if all_ else artefact, device, threads)
     rows = {key: result.as_dict() for key, result in results.items()}
     if save is not None:
         write_json(save, rows)
@@ -84,20 +87,20 @@ def evaluate(
 
 @app.command()
 def bench(
-    bundle: BundlePath, artefact: Key = None, all_: All = False, threads: Threads = None,
+    bundle: BundlePath, artefact: Keys = None, all_: All = False, threads: Threads = None,
     steps: Annotated[int, typer.Option(min=10, help="Steps to time, after a warm-up.")] = 200, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Latency of one step, p50/p95/p99, artefacts in interleaved rounds.
 
     Example: **vidon bench door.vidon --all --threads 1**
     """
-    from deploy.runtimes import available, pick
+    from deploy.runtimes import pick, working
     from toolkit.bundle import open_bundle
     from toolkit.cli.road import bench_bundle, latencies_of
 
     opened = open_bundle(bundle)
-    working = [found.key for found in opened.manifest.artefacts if available(found.runtime).ok]
-    rows = latencies_of(bench_bundle(opened, working if all_ else [pick(opened, artefact).key], steps, threads))
+    keys = working(opened)[0] if all_ else artefact or [pick(opened, None).key]
+    rows = latencies_of(bench_bundle(opened, keys, steps, threads))
     lines = [
         f"{k:18s} p50 {r['p50_ms']:7.2f} ms   p95 {r['p95_ms']:7.2f} ms   {r['fps']:7.0f} frames/s"
         for k, r in rows.items()
@@ -106,17 +109,24 @@ def bench(
 
 
 @app.command()
-def verify(bundle: BundlePath, artefact: Key = None, as_json: Json = False) -> None:
+def verify(bundle: BundlePath, artefact: Keys = None, as_json: Json = False) -> None:
     """Replay the golden steps on this machine; a wrong answer is refused by name.
+
+    Without **--artefact** all whose runtime works here are checked, and the others named.
 
     Example: **vidon verify door.vidon**
     """
+    from deploy.runtimes import working
     from deploy.verify import verify as replay
     from toolkit.bundle import open_bundle
 
-    results = replay(open_bundle(bundle), [artefact] if artefact else None)
+    opened = open_bundle(bundle)
+    keys, left_out = (artefact, {}) if artefact else working(opened)
+    results = replay(opened, keys)
     rows = {result.key: result.as_dict() for result in results}
-    say(as_json, rows, "\n".join(f"{result.key}: {result.summary}" for result in results))
+    lines = [f"{result.key}: {result.summary}" for result in results]
+    lines += [f"{key}: not checked here, {why}" for key, why in left_out.items()]
+    say(as_json, {**rows, **{key: {"not_checked": why} for key, why in left_out.items()}}, "\n".join(lines))
 
 
 @app.command()
