@@ -28,6 +28,9 @@ _DISK_TROUBLE = {
     errno.EPERM: "permission denied: choose a folder that you may write to",
     errno.ENOTDIR: "a parent of this path is a file, not a folder: choose another output folder",
     errno.EISDIR: "this path is a folder, a file is expected: choose another name",
+    errno.ENOENT: "the system does not let this folder be made: choose another output folder",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+    errno.EIO: "the disk reports an error: check it, or choose another output folder",
     errno.EEXIST: "this path is a file, a folder is expected: choose another name",
 }
 

@@ -98,3 +98,14 @@ def test_kill_9_at_any_moment_never_leaves_half_a_file(tmp_path: Path) -> None:
             data = target.read_bytes()
             assert len(data) == 300_000
             assert len(set(data)) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_a_folder_that_the_system_refuses_is_one_clear_line() -> None:
+    with pytest.raises(UserError, match="cannot write /proc/no-such: the system does not let"):
+        files.writable_dir(Path("/proc/no-such"))
+
+
+def test_a_name_that_is_too_long_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the name is too long: choose a shorter one"):
+        files.write_text(tmp_path / ("x" * 300), "text")
