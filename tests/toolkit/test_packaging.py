@@ -117,7 +117,7 @@ assert "torch" not in sys.modules
     assert "pip install 'vidon[onnxruntime]'" in verify.stderr
 
 
-def _on_a_board(python: Path, bundle: Bundle, keys: tuple[str, ...], folder: Path) -> None:
+def _assert_works_on_a_board(python: Path, bundle: Bundle, keys: tuple[str, ...], folder: Path) -> None:
     """Verify, evaluate and play the camera with one runtime and without torch."""
 
     def run(*arguments: str) -> str:
@@ -143,11 +143,11 @@ def _on_a_board(python: Path, bundle: Bundle, keys: tuple[str, ...], folder: Pat
 
 def test_a_board_with_one_runtime_verifies_evaluates_and_plays(wheel: Path, bundle: Bundle, tmp_path: Path) -> None:
     python = _environment(wheel.parent / "board", f"{wheel}[headless,onnxruntime]")
-    _on_a_board(python, bundle, ("onnxruntime-fp32", "onnxruntime-int8"), tmp_path)
+    _assert_works_on_a_board(python, bundle, ("onnxruntime-fp32", "onnxruntime-int8"), tmp_path)
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="tflite-runtime ended with Python 3.11")
 def test_an_old_board_plays_through_tflite_runtime(wheel: Path, bundle: Bundle, tmp_path: Path) -> None:
     old = ("opencv-python-headless<4.11",)  # the last that takes numpy 1
     python = _environment(wheel.parent / "old", f"{wheel}[tflite]", *old, constrained=False)
-    _on_a_board(python, bundle, ("litert-fp32", "litert-int8"), tmp_path)
+    _assert_works_on_a_board(python, bundle, ("litert-fp32", "litert-int8"), tmp_path)
