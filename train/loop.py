@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -23,11 +22,11 @@ from torch import Tensor, nn
 from toolkit.errors import UserError
 from toolkit.files import writable_dir, write_bytes
 from toolkit.progress import bar, note
-from train.data.clips import Pictures
+from train.data.batch import Batch, Source
 
 __all__ = ["Fit", "Plan", "fit", "seeded"]
 
-BatchLoss = Callable[[npt.NDArray[np.uint8], Tensor, torch.Generator], Tensor]
+BatchLoss = Callable[[Batch, torch.Generator], Tensor]
 
 
 class Optim(Protocol):
@@ -51,7 +50,8 @@ class Optim(Protocol):
 class Plan:
     """One training stage. ``loss`` maps a batch to a scalar; ``validate`` gives an accuracy, best weights win.
 
-    ``lr_scale`` maps a parameter's name to a factor of the learning rate (0 freezes it).
+    ``lr_scale`` maps a parameter's name to a factor of the learning rate (0 freezes it); ``views`` is how many
+    clips of each video a batch holds.
     """
 
     label: str
@@ -61,6 +61,7 @@ class Plan:
     validate: Callable[[], float] | None = None
     lr_scale: Callable[[str], float] = field(default=lambda name: 1.0)
     every_s: float = 20.0
+    views: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def seeded(*parts: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence(parts).generate_state(1)[0]))
 
 
-def fit(plan: Plan, data: Pictures, out: Path) -> Fit:
+def fit(plan: Plan, data: Source, out: Path) -> Fit:
     """Train ``plan.model`` in place, going on from ``out/checkpoint.safetensors`` if there is one.
 
     Raises:
@@ -89,7 +90,7 @@ def fit(plan: Plan, data: Pictures, out: Path) -> Fit:
 class _Run:
     """The state of one fit: optimiser, step, history, best weights."""
 
-    def __init__(self, plan: Plan, data: Pictures, out: Path) -> None:
+    def __init__(self, plan: Plan, data: Source, out: Path) -> None:
         self.plan, self.data, self.out = plan, data, out
         scaled = [(p, plan.lr_scale(name)) for name, p in plan.model.named_parameters()]
         for parameter, scale in scaled:
@@ -139,8 +140,8 @@ class _Run:
         rate = _rate(self.step, self.total, optim.warmup) * optim.lr
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        labels = torch.from_numpy(self.data.labels[chosen])
-        loss = self.plan.loss(self.data.pictures[chosen], labels, seeded(optim.seed, 3, self.step))
+        batch = self.data.batch(chosen.tolist(), int(seeded(optim.seed, 4, self.step).initial_seed()), self.plan.views)
+        loss = self.plan.loss(batch, seeded(optim.seed, 3, self.step))
         value = loss.item()
         if not math.isfinite(value):
             raise UserError(f"{self.plan.label}: the loss is {value} at step {self.step}: lower the learning rate (lr)")

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from tests.train.synthetic import tiny_recipe, write_data
 from toolkit.errors import UserError
+from train.data.batch import Batch
 from train.data.clips import Pictures
 from train.loop import Plan, fit
 from train.models import load_model
@@ -30,12 +31,12 @@ def _plan(stop_at: int | None = None, epochs: int = 3, lr: float = 0.01) -> Plan
     model = torch.nn.Sequential(torch.nn.Linear(48, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 2))
     calls = [0]
 
-    def loss(pictures: np.ndarray, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def loss(batch: Batch, generator: torch.Generator) -> torch.Tensor:
         if calls[0] == stop_at:
             raise KeyboardInterrupt
         calls[0] += 1
-        x = torch.from_numpy(pictures).float().flatten(1) / 255
-        return torch.nn.functional.cross_entropy(model(x + torch.rand(x.shape, generator=generator)), labels)
+        x = batch.first.float().flatten(1) / 255
+        return torch.nn.functional.cross_entropy(model(x + torch.rand(x.shape, generator=generator)), batch.labels)
 
     recipe = tiny_recipe(Path(), finetune={"epochs": epochs, "batch": 4, "lr": lr})
     return Plan("toy", model, loss, recipe.finetune, validate=lambda: 0.5, every_s=0.0)

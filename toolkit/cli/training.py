@@ -1,4 +1,4 @@
-"""Commands of the server side: pretrain, finetune, distill, prune, compress, data."""
+"""Commands of the server side: pretrain, finetune, distill, prune, compress."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,9 +9,6 @@ from toolkit.cli import app
 from toolkit.cli.options import Json, Out, RecipeFile, Set, recipe_of, say
 
 __all__: list[str] = []
-
-data_app = typer.Typer(help="Look at labelled clips before training.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
 
 Teacher = Annotated[Path | None, typer.Option("--teacher", help="Folder of the fine-tuned teacher.")]
 Init = Annotated[Path | None, typer.Option("--init", help="Folder of a pretrained encoder to start from.")]
@@ -99,21 +96,3 @@ def compress(
     bundle = road(recipe_of(recipe, set_), teacher, out)
     keys = [artefact.key for artefact in bundle.manifest.artefacts]
     say(as_json, {"bundle": str(bundle.root), "artefacts": keys}, f"{bundle.root}: {', '.join(keys)}")
-
-
-@data_app.command("check")
-def data_check(
-    root: Annotated[
-        Path, typer.Argument(help="Folder per class, split folders, or a CSV (path,label[,split][,group]).")
-    ],
-    as_json: Json = False,
-) -> None:
-    """Decode every clip and count what is there, by split and class; exit code 2 if a video is broken.
-
-    Example: **vidon data check clips/**
-    """
-    from toolkit.cli.inspect import check_data
-
-    result = check_data(root)
-    say(as_json, result, result["text"])
-    raise typer.Exit(2 if result["broken"] else 0)

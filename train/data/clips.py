@@ -21,6 +21,7 @@ from toolkit.files import write_bytes
 from toolkit.preprocess import Preprocess
 from toolkit.progress import note, track
 from toolkit.video import read_pictures
+from train.data.batch import Batch
 from train.data.index import Clip, Dataset
 
 __all__ = ["Augment", "Pictures", "load_pictures", "normalise"]
@@ -38,6 +39,14 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def batch(self, indices: Sequence[int], seed: int, views: int = 1) -> Batch:
+        """The clips at ``indices``; each view is the same clip, since one clip is all that is held."""
+        chosen = np.asarray(indices)
+        pictures = torch.from_numpy(self.pictures[chosen])[:, None]
+        return Batch(
+            pictures.expand(-1, views, -1, -1, -1, -1), torch.from_numpy(self.labels[chosen]), torch.from_numpy(chosen)
+        )
 
 
 def load_pictures(
@@ -137,7 +146,7 @@ class Augment:
         self._partner = torch.tensor([labels.index(flips.get(label, label)) for label in labels])
 
     def __call__(
-        self, pictures_BTHWC: npt.NDArray[np.uint8], labels_B: Tensor, generator: torch.Generator
+        self, pictures_BTHWC: npt.NDArray[np.uint8] | Tensor, labels_B: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """uint8 (B, T, H, W, 3), (B,) -> normalised float32 (B, T, 3, H, W) and labels (B,)."""
         clips = normalise(pictures_BTHWC, self._preprocess)

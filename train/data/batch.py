@@ -1,0 +1,46 @@
+"""What a training step is given: clips of some videos, with whatever is known about them.
+
+A source is random access and a pure function: the same indices and seed give the same batch, in any process and at
+any time. That is what makes a killed run continue exactly, and two processes equal one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+__all__ = ["Batch", "Source"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B videos, V clips (views) of each.
+
+    pictures: uint8 (B, V, T, H, W, 3) RGB. labels: int64 (B,) class indices, or float32 (B, K) multi-hot.
+    indices: int64 (B,) places in the source. meta: int64 (B,) class indices of metadata columns by name, -1 where
+    unknown. boxes: float32 (B, T, M, 4) as x1 y1 x2 y2 in pixels of the picture, with box_labels: int64 (B, T, M),
+    -1 where there is no box.
+    """
+
+    pictures: Tensor
+    labels: Tensor
+    indices: Tensor
+    meta: dict[str, Tensor] = field(default_factory=dict)
+    boxes: Tensor | None = None
+    box_labels: Tensor | None = None
+
+    @property
+    def first(self) -> Tensor:
+        """The first view, uint8 (B, T, H, W, 3)."""
+        return self.pictures[:, 0]
+
+
+class Source(Protocol):
+    """Random access to N videos."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int], seed: int, views: int = 1) -> Batch:
+        """The videos at ``indices``; ``seed`` decides where in each video its clips are cut."""
+        ...

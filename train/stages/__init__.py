@@ -1,0 +1,8 @@
+"""The training stages of the road: pretrain, fine-tune, distil, prune; one file each."""
+
+from train.stages.common import Data, open_data
+from train.stages.distill import distill, prune
+from train.stages.finetune import finetune
+from train.stages.pretrain import pretrain
+
+__all__ = ["Data", "distill", "finetune", "open_data", "pretrain", "prune"]

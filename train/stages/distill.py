@@ -1,0 +1,101 @@
+"""From teacher to student: distillation, and pruning with recovery."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from toolkit.errors import UserError
+from toolkit.recipe import Recipe
+from train.compress.distill import distillation_loss
+from train.compress.prune import prune_student
+from train.data.batch import Batch
+from train.data.clips import normalise
+from train.loop import Plan, fit
+from train.models.mobilenet_v2 import IMAGENET, load_imagenet
+from train.models.store import Model, build, load_model
+from train.models.student import StreamStudent
+from train.stages.common import Data, card_of, parents_of, run_stage, validator
+
+__all__ = ["distill", "prune"]
+
+
+def distill(recipe: Recipe, out: Path, teacher: Path | None = None) -> Path:
+    """Train the streaming student on labels and, if there is one, on the teacher's soft answers."""
+    guide = load_model(teacher).model if teacher is not None else None
+
+    def work(data: Data) -> Model:
+        torch.manual_seed(recipe.distill.seed)
+        student = build(card_of(recipe, "student", data.index.labels))
+        assert isinstance(student, StreamStudent)
+        _start_from(student, recipe)
+        _train_student(student, guide, data, recipe, recipe.distill.epochs, recipe.distill.lr, "distil student", out)
+        return student
+
+    return run_stage("distill", recipe, ("student", "distill"), parents_of(teacher=teacher), out, "student", work)
+
+
+def prune(recipe: Recipe, out: Path, student: Path, teacher: Path | None = None) -> Path:
+    """Remove channels from a trained student and recover by distillation."""
+    loaded = load_model(student)
+    guide = load_model(teacher).model if teacher is not None else None
+    if not isinstance(loaded.model, StreamStudent):
+        raise UserError(f"model {student} is a clip model: only streaming students are pruned")
+
+    def work(data: Data) -> Model:
+        torch.manual_seed(recipe.prune.seed)
+        pruned = loaded.model
+        assert isinstance(pruned, StreamStudent)
+
+        def loss() -> Tensor:
+            clips = normalise(data.train.pictures[:32], recipe.preprocess)
+            labels = torch.from_numpy(data.train.labels[:32])
+            return distillation_loss(pruned(clips), labels, None, 0.0, 1.0, warmup=pruned.contract().warmup)
+
+        prune_student(pruned, recipe.prune, loss)
+        _train_student(pruned, guide, data, recipe, recipe.prune.epochs, recipe.prune.lr, "recover pruned student", out)
+        return pruned
+
+    return run_stage(
+        "prune", recipe, ("prune", "distill"), parents_of(student=student, teacher=teacher), out, "student", work
+    )
+
+
+def _train_student(
+    student: StreamStudent,
+    guide: Model | None,
+    data: Data,
+    recipe: Recipe,
+    epochs: int,
+    lr: float,
+    label: str,
+    out: Path,
+) -> None:
+    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    config, warmup = recipe.distill, student.contract().warmup
+
+    def loss(batch: Batch, generator: torch.Generator) -> Tensor:
+        clips, labels = data.augment(batch.first, batch.labels, generator)
+        soft = None
+        if guide is not None:
+            with torch.no_grad():
+                soft = guide(clips.transpose(1, 2))
+        logits = student(clips)
+        return distillation_loss(logits, labels, soft, config.alpha, config.temperature, config.label_smoothing, warmup)
+
+    optim = config.model_copy(update={"epochs": epochs, "lr": lr})
+    fit(Plan(label, student, loss, optim, validator(student, data, recipe)), data.train, out)
+
+
+def _start_from(student: StreamStudent, recipe: Recipe) -> None:
+    source = recipe.student.pretrained
+    if source is None:
+        return
+    if str(source) == "imagenet":
+        load_imagenet(student, IMAGENET)
+    elif source.is_dir():
+        state = load_model(source).model.state_dict()
+        own = student.state_dict()
+        student.load_state_dict({n: t for n, t in state.items() if n in own and own[n].shape == t.shape}, strict=False)
+    else:
+        load_imagenet(student, source)
