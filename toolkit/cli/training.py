@@ -68,6 +68,17 @@ def distill(
 
 
 @app.command()
+def probe(recipe: RecipeFile = None, out: Out = Path("runs/probe"), set_: Set = None, as_json: Json = False) -> None:
+    """Few clips: fit a student's motion readout on a frozen ImageNet backbone. Minutes, no seed, no teacher.
+
+    Example: **vidon probe recipe.toml --out runs/probe**
+    """
+    from train.stages import probe as stage
+
+    _trained(stage(recipe_of(recipe, set_), out), as_json)
+
+
+@app.command()
 def prune(
     student: Annotated[Path, typer.Argument(help="Folder of the trained student.")],
     recipe: RecipeFile = None, teacher: Teacher = None, out: Out = Path("runs/pruned"), set_: Set = None,

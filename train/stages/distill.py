@@ -17,7 +17,7 @@ from train.models.store import Model, build, load_model
 from train.models.student import StreamStudent
 from train.stages.common import Data, card_of, parents_of, run_stage, validator
 
-__all__ = ["distill", "prune"]
+__all__ = ["distill", "prune", "start_from"]
 
 
 def distill(recipe: Recipe, out: Path, teacher: Path | None = None) -> Path:
@@ -28,7 +28,7 @@ def distill(recipe: Recipe, out: Path, teacher: Path | None = None) -> Path:
         torch.manual_seed(recipe.distill.seed)
         student = build(card_of(recipe, "student", data.index.labels))
         assert isinstance(student, StreamStudent)
-        _start_from(student, recipe)
+        start_from(student, recipe)
         _train_student(student, guide, data, recipe, recipe.distill.epochs, recipe.distill.lr, "distil student", out)
         return student
 
@@ -87,7 +87,8 @@ def _train_student(
     fit(Plan(label, student, loss, optim, validator(student, data, recipe)), data.train, out)
 
 
-def _start_from(student: StreamStudent, recipe: Recipe) -> None:
+def start_from(student: StreamStudent, recipe: Recipe) -> None:
+    """Load ``student.pretrained``: ImageNet weights, a TFLite file or a saved model's folder."""
     source = recipe.student.pretrained
     if source is None:
         return
