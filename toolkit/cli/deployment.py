@@ -109,24 +109,55 @@ def bench(
 
 
 @app.command()
-def verify(bundle: BundlePath, artefact: Keys = None, as_json: Json = False) -> None:
+def verify(
+    bundle: BundlePath, artefact: Keys = None,
+    trusted: Annotated[Path | None, typer.Option(help="Public key: refuse a bundle its owner did not sign.")] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
     """Replay the golden steps on this machine; a wrong answer is refused by name.
 
     Without **--artefact** all whose runtime works here are checked, and the others named.
 
-    Example: **vidon verify door.vidon**
+    Example: **vidon verify door.vidon --trusted maker.pem.pub**
     """
     from deploy.runtimes import working
     from deploy.verify import verify as replay
     from toolkit.bundle import open_bundle
 
     opened = open_bundle(bundle)
+    if trusted is not None:
+        from toolkit.signing import check_signature
+
+        check_signature(opened, trusted)
     keys, left_out = (artefact, {}) if artefact else working(opened)
     results = replay(opened, keys)
     rows = {result.key: result.as_dict() for result in results}
     lines = [f"{result.key}: {result.summary}" for result in results]
     lines += [f"{key}: not checked here, {why}" for key, why in left_out.items()]
     say(as_json, {**rows, **{key: {"not_checked": why} for key, why in left_out.items()}}, "\n".join(lines))
+
+
+@app.command()
+def sign(
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder.", metavar="[BUNDLE]")] = None,
+    key: Annotated[Path, typer.Option("--key", help="Private key (PEM).")] = Path("maker.pem"),
+    new_key: Annotated[bool, typer.Option("--new-key", help="Make the key pair first.")] = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Vouch for a bundle with an Ed25519 signature, or make a key pair; boards check with **verify --trusted**.
+
+    Example: **vidon sign --new-key --key maker.pem**  then  **vidon sign door.vidon --key maker.pem**
+    """
+    from toolkit.bundle import open_bundle
+    from toolkit.errors import UserError
+    from toolkit.signing import make_keys, sign_bundle
+
+    if bundle is None and not new_key:
+        raise UserError("nothing to do: give a bundle to sign, or --new-key to make a key pair")
+    if bundle is not None and bundle.is_file():
+        raise UserError(f"bundle {bundle} is a zip: sign the folder, then zip it")
+    made = [str(make_keys(key))] if new_key else []
+    made += [str(sign_bundle(open_bundle(bundle), key))] if bundle is not None else []
+    say(as_json, {"written": made}, "\n".join(made))
 
 
 @app.command()
