@@ -24,9 +24,10 @@ from toolkit.files import writable_dir, write_bytes
 from toolkit.progress import bar, note
 from train.data.batch import Batch, Source
 
-__all__ = ["Fit", "Plan", "fit", "seeded"]
+__all__ = ["BatchLoss", "Fit", "Plan", "fit", "seeded"]
 
-BatchLoss = Callable[[Batch, torch.Generator], Tensor]
+#: Maps a batch to a scalar, or to named scalars: "loss" is minimised, the others are only logged.
+BatchLoss = Callable[[Batch, torch.Generator], Tensor | dict[str, Tensor]]
 
 
 class Optim(Protocol):
@@ -141,7 +142,8 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         batch = self.data.batch(chosen.tolist(), int(seeded(optim.seed, 4, self.step).initial_seed()), self.plan.views)
-        loss = self.plan.loss(batch, seeded(optim.seed, 3, self.step))
+        answer = self.plan.loss(batch, seeded(optim.seed, 3, self.step))
+        loss = answer["loss"] if isinstance(answer, dict) else answer
         value = loss.item()
         if not math.isfinite(value):
             raise UserError(f"{self.plan.label}: the loss is {value} at step {self.step}: lower the learning rate (lr)")
