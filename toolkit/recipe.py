@@ -25,6 +25,7 @@ __all__ = [
     "PruneConfig",
     "QuantizeConfig",
     "Recipe",
+    "RunConfig",
     "StudentConfig",
     "TeacherConfig",
     "load_recipe",
@@ -52,14 +53,46 @@ class DataConfig(_Frozen):
     seed: int = 0
 
 
+class RunConfig(_Frozen):
+    """How training is run, whatever is trained.
+
+    ``device`` "auto" takes a GPU if there is one. ``strategy`` is how several processes share the work: ``ddp`` holds
+    the model in each, ``fsdp2`` cuts weights, gradients and optimiser state into shards. ``accumulate`` splits each
+    process's share of a batch into that many parts, ``checkpointing`` recomputes the blocks' activations in the
+    backward pass; both save memory. ``compile`` compiles the repeated blocks. ``workers`` are decoding processes per
+    training process. Metrics always go to metrics.jsonl, with ``tracker`` to TensorBoard too. A checkpoint is written
+    every ``save_every_s`` seconds and after an epoch.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    accumulate: int = Field(default=1, ge=1)
+    checkpointing: bool = False
+    compile: bool = False
+    workers: int = Field(default=2, ge=0)
+    tracker: Literal["none", "tensorboard"] = "none"
+    save_every_s: float = Field(default=60.0, ge=0)
+
+
 class _Optim(_Frozen):
-    """Optimiser settings shared by all training stages (AdamW, warm-up then cosine)."""
+    """Optimiser settings shared by all training stages; the rate warms up, then falls as half a cosine.
+
+    ``batch`` is the number of videos in one step, over all processes. ``betas`` belong to ``adamw``, ``momentum`` to
+    ``sgd``. ``clip`` bounds the gradient's norm (0: unbounded). ``ema`` > 0 keeps an exponential moving average of the
+    weights with this decay; then that average is what is validated and saved.
+    """
 
     epochs: int = Field(default=10, ge=1)
     batch: int = Field(default=32, ge=1)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     warmup: float = Field(default=0.1, ge=0, lt=1)
+    clip: float = Field(default=1.0, ge=0)
+    ema: float = Field(default=0.0, ge=0, lt=1)
     seed: int = 0
 
 
@@ -147,6 +180,7 @@ class Recipe(_Frozen):
     name: str = Field(default="student", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     data: DataConfig = DataConfig()
     preprocess: Preprocess = Preprocess()
+    run: RunConfig = RunConfig()
     teacher: TeacherConfig = TeacherConfig()
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()

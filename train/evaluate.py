@@ -35,15 +35,15 @@ class Answers:
 def answer(model: Model, data: Pictures, preprocess: Preprocess, batch: int = 32) -> Answers:
     """Answer for every clip, in eval mode; the model's own mode is kept."""
     contract = model.contract()
-    training = model.training
+    training, device = model.training, next(model.parameters()).device
     model.eval()
     answers = []
     with torch.no_grad():
         for start in range(0, len(data), batch):
-            clips = normalise(data.pictures[start : start + batch], preprocess)
+            clips = normalise(data.pictures[start : start + batch], preprocess).to(device)
             if contract.kind == "clip":
                 answers.append(model(clips.transpose(1, 2)))
             else:
                 answers.append(clip_logits(model(clips), contract.warmup))
     model.train(training)
-    return Answers(torch.cat(answers).numpy(), data.labels)
+    return Answers(torch.cat(answers).float().cpu().numpy(), data.labels)

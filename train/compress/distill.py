@@ -30,7 +30,7 @@ def distillation_loss(
     count = asked.shape[1]
     answers = torch.cat([clip_logits(logits_BTK, warmup), asked.reshape(-1, classes)])
     weights = torch.cat([torch.full((len(labels_B),), 1.0), torch.full((len(labels_B) * count,), 0.5 / count)])
-    weights = weights / weights.sum()
+    weights = (weights / weights.sum()).to(answers.device)
     labels = torch.cat([labels_B, labels_B.repeat_interleave(count)])
     hard = functional.cross_entropy(answers, labels, reduction="none", label_smoothing=smoothing)
     if teacher_BK is None:

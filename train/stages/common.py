@@ -18,6 +18,7 @@ from toolkit.recipe import Recipe
 from train.data.clips import Augment, Pictures, load_pictures
 from train.data.index import Dataset, index_clips
 from train.evaluate import answer
+from train.loop import is_main, main_first, wait_for_all
 from train.models.store import Card, Model, save_model
 
 __all__ = ["Data", "card_of", "open_data", "parents_of", "run_stage", "validator"]
@@ -74,31 +75,41 @@ def run_stage(
     """Skip a finished stage, else do ``work`` and leave model, recipe and ``done.json``."""
     resolved = json.loads(recipe.model_dump_json())
     decided = {key: resolved[key] for key in (*sections, "data", "preprocess")}
+    decided["run"] = {key: resolved["run"][key] for key in ("precision", "accumulate")}  # the rest is how, not what
     del decided["data"]["root"]  # the same clips under another path are the same data
     clips = index_clips(recipe.data.root).digest()
     text = json.dumps([name, decided, clips, parents], sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()
-    done, started = out / "done.json", out / "started.json"
+    done = out / "done.json"
     if _says(done, key):
         note(f"  {name}: already done in {out}")
         return out
-    writable_dir(out)
-    if (out / "checkpoint.safetensors").is_file() and not _says(started, key):
-        (out / "checkpoint.safetensors").unlink()  # of other settings: cannot be continued
-    done.unlink(missing_ok=True)
-    write_json(started, {"key": key})
-    data = open_data(recipe, out.parent / "cache")
+    with main_first(recipe.run):
+        if is_main():
+            _begin(recipe, out, key)
+        data = open_data(recipe, out.parent / "cache")
     model = work(data)
-    labels = data.index.labels
-    card = card_of(recipe, kind, labels).model_copy(update={"lineage": {"stage": name, "parents": parents}})
-    save_model(out, model, card)
-    write_text(out / "recipe.json", recipe.model_dump_json(indent=2) + "\n")
-    result: dict[str, Any] = {"key": key, "stage": name}
-    if data.val is not None:
-        result["validation"] = answer(model, data.val, recipe.preprocess).accuracy if name != "pretrain" else None
-    write_json(done, result)
-    (out / "checkpoint.safetensors").unlink(missing_ok=True)
+    if is_main():
+        labels = data.index.labels
+        card = card_of(recipe, kind, labels).model_copy(update={"lineage": {"stage": name, "parents": parents}})
+        save_model(out, model, card)
+        result: dict[str, Any] = {"key": key, "stage": name}
+        if data.val is not None:
+            result["validation"] = answer(model, data.val, recipe.preprocess).accuracy if name != "pretrain" else None
+        write_json(done, result)
+        (out / "checkpoint.safetensors").unlink(missing_ok=True)
+    wait_for_all()
     return out
+
+
+def _begin(recipe: Recipe, out: Path, key: str) -> None:
+    """Leave the recipe; a checkpoint of other settings cannot be continued and goes."""
+    writable_dir(out)
+    if (out / "checkpoint.safetensors").is_file() and not _says(out / "started.json", key):
+        (out / "checkpoint.safetensors").unlink()
+    (out / "done.json").unlink(missing_ok=True)
+    write_text(out / "recipe.json", recipe.model_dump_json(indent=2) + "\n")
+    write_json(out / "started.json", {"key": key})
 
 
 def _says(file: Path, key: str) -> bool:

@@ -84,7 +84,9 @@ def _train_student(
         return distillation_loss(logits, labels, soft, config.alpha, config.temperature, config.label_smoothing, warmup)
 
     optim = config.model_copy(update={"epochs": epochs, "lr": lr})
-    fit(Plan(label, student, loss, optim, validator(student, data, recipe)), data.train, out)
+    beside = () if guide is None else (guide,)
+    plan = Plan(label, student, loss, optim, validator(student, data, recipe), run=recipe.run, beside=beside)
+    fit(plan, data.train, out)
 
 
 def start_from(student: StreamStudent, recipe: Recipe) -> None:

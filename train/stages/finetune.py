@@ -34,8 +34,9 @@ def finetune(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
             return functional.cross_entropy(teacher(clips.transpose(1, 2)), labels, label_smoothing=smoothing)
 
         plan = Plan(
-            "fine-tune teacher", teacher, loss, recipe.finetune, validator(teacher, data, recipe), _layer_rates(recipe)
-        )
+            "fine-tune teacher", teacher, loss, recipe.finetune, validator(teacher, data, recipe), _layer_rates(recipe),
+            run=recipe.run,
+        )  # fmt: skip
         fit(plan, data.train, out)
         return teacher
 

@@ -31,7 +31,7 @@ def pretrain(recipe: Recipe, out: Path) -> Path:
             value: Tensor = model(clips.transpose(1, 2), mask)
             return value
 
-        fit(Plan("pretrain (masked)", model, loss, recipe.pretrain), data.train, out)
+        fit(Plan("pretrain (masked)", model, loss, recipe.pretrain, run=recipe.run), data.train, out)
         return teacher
 
     return run_stage("pretrain", recipe, ("teacher", "pretrain"), {}, out, "teacher", work)
