@@ -58,6 +58,6 @@ def _root(
 
 
 # They register their commands on app, which must exist first.
-from toolkit.cli import demo, deployment, training  # noqa: E402
+from toolkit.cli import demo, deployment, devices, training  # noqa: E402
 
-_ = (demo, deployment, training)
+_ = (demo, deployment, devices, training)
