@@ -11,7 +11,16 @@ from toolkit.bundle import Artefact
 from toolkit.contract import Array, Contract, Placement, Session
 from toolkit.errors import UnavailableDevice, UserError, nearest
 
-__all__ = ["Availability", "Options", "Runtime", "StepSession", "check_device"]
+__all__ = ["Availability", "Missing", "Options", "Runtime", "StepSession", "check_device"]
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A device of a runtime that cannot be used here: why, and the one command that would mend it (or nothing)."""
+
+    device: str
+    why: str
+    fix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +31,7 @@ class Availability:
     why: str
     version: str | None = None
     devices: tuple[str, ...] = ()
+    missing: tuple[Missing, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

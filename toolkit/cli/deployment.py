@@ -1,4 +1,4 @@
-"""Commands from a trained model to a camera: export, quantize, evaluate, bench, verify, camera, report, devices."""
+"""Commands from a trained model to a camera: export, quantize, evaluate, bench, verify, camera, report."""
 
 import sys
 from pathlib import Path
@@ -216,24 +216,3 @@ def report(
     loaded = [load_report(path) for path in reports]
     page = write_report(loaded[0], out) if len(loaded) == 1 else write_comparison(loaded, out)
     say(as_json, {"page": str(page)}, str(page))
-
-
-@app.command()
-def devices(
-    profile: Annotated[str | None, typer.Option(help="Show one hardware profile instead.")] = None,
-    as_json: Json = False,
-) -> None:
-    """What this machine has: runtimes, devices, and why something does not work.
-
-    Example: **vidon devices --json**
-    """
-    from toolkit.cli.inspect import list_devices
-
-    if profile is not None:
-        from devices import load_profile
-
-        found = load_profile(profile)
-        say(as_json, found.model_dump(mode="json"), found.model_dump_json(indent=2))
-        return
-    result = list_devices()
-    say(as_json, {key: value for key, value in result.items() if key != "text"}, result["text"])
