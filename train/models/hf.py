@@ -85,13 +85,16 @@ class HubClassifier(nn.Module):
 
     def layers(self) -> list[str]:
         """Embeddings, blocks, what follows them, head."""
-        lists = [(len(m), f"{name}.") for name, m in self.model.named_modules() if isinstance(m, nn.ModuleList)]
-        blocks = max(lists, default=(0, "no blocks"))[1]
+        lists = [(f"{name}.", len(m)) for name, m in self.model.named_modules() if isinstance(m, nn.ModuleList)]
+        blocks = max(lists, key=lambda item: item[1], default=("none", 0))[0]
         base = f"{self.model.base_model_prefix}."
         found: dict[str, None] = {}
         for name, _ in self.model.named_parameters():
-            depth = blocks.count(".") + 1 if name.startswith(blocks) else 2 if name.startswith(base) else 1
-            found[".".join(["model", *name.split(".")[:depth]])] = None
+            parts = name.split(".")
+            depth = 2 if name.startswith(base) else 1
+            while blocks.startswith(".".join(parts[:depth]) + "."):  # a parent of the blocks is no layer itself
+                depth += 1
+            found[".".join(["model", *parts[:depth]])] = None
         return [*found, "head"]
 
     def pixels(self, clip_BCTHW: Tensor) -> Tensor:

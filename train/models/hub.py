@@ -50,7 +50,7 @@ def locate(source: str | Path) -> Path:
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=["*.json", "pytorch_model*.bin"]))
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = _first_line(error)
         raise UserError(
             f"weights {name} are no local file or folder and the hub does not give them ({reason}): "
             "check the name and the connection, or download the folder and give its path"
@@ -93,12 +93,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return {name: tensor for shard in shards for name, tensor in _read(path.parent / shard).items()}
         return _read(path)
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, SafetensorError, zipfile.BadZipFile) as error:
-        raise UserError(f"weights {path} are damaged ({str(error).splitlines()[0]}): get them again") from error
+        raise UserError(f"weights {path} are damaged ({_first_line(error)}): get them again") from error
     except pickle.UnpicklingError as error:
         raise UserError(
             f"weights {path} are damaged or hold more than tensors, which is not loaded for safety: "
             "save them again as safetensors"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
