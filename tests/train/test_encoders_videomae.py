@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from toolkit.errors import UserError
 from toolkit.preprocess import Preprocess
 from toolkit.recipe import TeacherConfig
+from train.models.hub import read_weights
 from train.models.pretrained import start_from
 from train.models.registry import make_encoder
 from train.models.videomae import load_classifier, load_pretraining
@@ -198,7 +200,7 @@ def test_a_checkpoint_of_another_shape_names_the_first_weight_and_the_section(tm
     ("damage", "message"),
     [
         ("cut", "are damaged"),
-        ("empty", "are damaged"),
+        ("empty", "are damaged or hold"),
         ("pickle", "more than tensors"),
         ("foreign", "are no VideoMAE checkpoint"),
         ("missing weight", r"incomplete VideoMAE checkpoint: blocks\.1\.proj\.weight is absent"),
@@ -243,6 +245,29 @@ def test_a_bad_checkpoint_is_one_clear_line(damage: str, message: str, tmp_path:
     assert "\n" not in str(refused.value)
     with pytest.raises(UserError):
         load_pretraining(path)
+
+
+@pytest.mark.parametrize("name", ["new.pth", "old.pth", "safe.safetensors"])
+def test_no_damage_is_worse_than_a_user_error(name: str, tmp_path: Path) -> None:
+    weights = {"patch_embed.proj.weight": torch.randn(4, 3, 2, 2, 2), "norm.bias": torch.randn(4)}
+    file = tmp_path / name
+    if name == "safe.safetensors":
+        save_file(weights, file)
+    else:
+        torch.save({"model": weights}, file, _use_new_zipfile_serialization=name == "new.pth")
+    whole, rng, refused = file.read_bytes(), random.Random(0), []
+    for _ in range(150):
+        damaged = bytearray(whole[: rng.randrange(len(whole))] if rng.random() < 0.4 else whole)
+        for _ in range(rng.randint(1, 6)):
+            if damaged:
+                damaged[rng.randrange(min(len(damaged), 800))] = rng.randrange(256)
+        file.write_bytes(damaged)
+        try:
+            read_weights(file)
+        except UserError as error:
+            refused.append(str(error))
+    assert len(refused) > 75
+    assert not any("\n" in message for message in refused)
 
 
 def test_a_classifier_has_no_decoder_and_says_so(tmp_path: Path) -> None:

@@ -5,9 +5,7 @@ Safetensors are preferred; a pickled checkpoint is read with ``weights_only=True
 
 import argparse
 import json
-import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +90,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
             return {name: tensor for shard in shards for name, tensor in _read(path.parent / shard).items()}
         return _read(path)
-    except (OSError, EOFError, ValueError, KeyError, RuntimeError, SafetensorError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"weights {path} are damaged ({_first_line(error)}): get them again") from error
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"weights {path} are damaged or hold more than tensors, which is not loaded for safety: "
-            "save them again as safetensors"
-        ) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -106,17 +99,28 @@ def _first_line(error: Exception) -> str:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    with torch.serialization.safe_globals([argparse.Namespace]):  # plain settings beside the weights, as VideoMAE saves
-        raw = torch.load(path, map_location="cpu", weights_only=True)
+    raw = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
     for wrapper in ("model", "module", "state_dict"):
         if isinstance(raw, dict) and isinstance(raw.get(wrapper), dict):
             raw = raw[wrapper]
             break
-    tensors = (
-        {str(name): value for name, value in raw.items() if isinstance(value, Tensor)} if isinstance(raw, dict) else {}
-    )
+    items = raw.items() if isinstance(raw, dict) else ()
+    tensors = {str(name): value for name, value in items if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError("no tensors in it")
     return tensors
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # settings beside the weights, as VideoMAE saves
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except (
+        Exception
+    ) as error:  # a damaged pickle makes torch 2.13 raise almost anything, IndexError and AssertionError too
+        raise UserError(
+            f"weights {path} are damaged or hold more than tensors, which is not loaded for safety: "
+            "get them again, or save them as safetensors"
+        ) from error
