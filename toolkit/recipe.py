@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from toolkit.errors import UserError, nearest
 from toolkit.preprocess import Preprocess
@@ -34,6 +34,14 @@ __all__ = [
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+_VIDEOMAE = {"norm": "pooled", "eps": 1e-6, "last_eps": 1e-6}
+_VITS: dict[str, dict[str, Any]] = {
+    "vit-s": {"dim": 384, "depth": 12, "heads": 6, **_VIDEOMAE},
+    "vit-b": {"dim": 768, "depth": 12, "heads": 12, **_VIDEOMAE},
+    "vit-l": {"dim": 1024, "depth": 24, "heads": 16, **_VIDEOMAE},
+}
 
 
 class DataConfig(_Frozen):
@@ -97,14 +105,37 @@ class _Optim(_Frozen):
 
 
 class TeacherConfig(_Frozen):
-    """A tubelet ViT (ViViT / VideoMAE): tubelets of ``tubelet`` = (t, h, w) pixels, joint space-time attention."""
+    """The clip model: an encoder by name (``train.models.registry.ENCODERS``) and a linear head.
 
-    dim: int = 192
-    depth: int = 6
-    heads: int = 3
+    ViTs: tubelets of ``tubelet`` = (t, h, w) pixels and ``depth`` blocks of joint or divided space-time
+    ``attention``. ``vit-s``, ``vit-b`` and ``vit-l`` are presets: what the recipe gives itself wins. The last norm
+    stands on the ``tokens`` or on their mean (``pooled``, VideoMAE's). ``merge`` joins so many tokens in every
+    block at inference (ToMe). CNNs: ``width`` scales all channels. ``encoder = "hf:<folder or hub id>"`` is any video
+    classifier of ``transformers``; ``transformers`` is then its configuration, filled in when it is saved.
+    ``pretrained`` is a checkpoint (file, folder or hub id) that fine-tuning and pretraining start from.
+    """
+
+    encoder: str = "vit"
+    dim: int = Field(default=192, ge=1)
+    depth: int = Field(default=6, ge=1)
+    heads: int = Field(default=3, ge=1)
     mlp_ratio: float = 4.0
     tubelet: tuple[int, int, int] = (2, 16, 16)
-    dropout: float = 0.0
+    attention: Literal["joint", "divided"] = "joint"
+    norm: Literal["tokens", "pooled"] = "tokens"
+    eps: float = Field(default=1e-5, ge=0)
+    last_eps: float = Field(default=1e-5, ge=0)
+    merge: int = Field(default=0, ge=0)
+    width: float = Field(default=1.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    pretrained: str | None = None
+    transformers: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _presets_fill_what_is_not_given(cls, raw: Any) -> Any:
+        preset = _VITS.get(raw.get("encoder", "")) if isinstance(raw, dict) else None
+        return {**preset, **raw} if preset else raw
 
 
 class PretrainConfig(_Optim):

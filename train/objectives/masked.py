@@ -4,12 +4,16 @@ Tube masking hides the same places in all times, so that nothing can be copied f
 encoder sees visible tokens only. Tong et al. 2022, arXiv:2203.12602.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from train.models.vit import Block, TubeletViT, sincos_positions
 
 __all__ = ["MaskedAutoencoder", "tube_mask"]
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def tube_mask(batch: int, grid: tuple[int, ...], ratio: float, generator: torch.Generator) -> Tensor:
@@ -22,27 +26,47 @@ def tube_mask(batch: int, grid: tuple[int, ...], ratio: float, generator: torch.
 
 
 class MaskedAutoencoder(nn.Module):
-    """An encoder to pretrain, with a small decoder that is thrown away afterwards."""
+    """An encoder to pretrain, with a small decoder that is thrown away afterwards.
 
-    def __init__(self, encoder: TubeletViT, decoder_dim: int, decoder_depth: int) -> None:
+    ``target``: pixels normalised over the whole ``tubelet``, over each ``channel`` of it (VideoMAE's own), or plain
+    ``pixels`` in [0, 1]. The last two take clips normalised by ImageNet's mean and deviation, as VideoMAE does.
+    """
+
+    def __init__(
+        self,
+        encoder: TubeletViT,
+        decoder_dim: int,
+        decoder_depth: int,
+        decoder_heads: int | None = None,
+        decoder_mlp_ratio: float = 4.0,
+        eps: float = 1e-5,
+        last_eps: float = 1e-5,
+        target: Literal["tubelet", "channel", "pixels"] = "tubelet",
+    ) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.target = encoder, target
         time, height, width = encoder.config.tubelet
         self.bridge = nn.Linear(encoder.config.dim, decoder_dim)
         self.hidden_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
-        heads = max(1, decoder_dim // 32)
-        self.decoder = nn.Sequential(*(Block(decoder_dim, heads, 4.0) for _ in range(decoder_depth)))
-        self.norm = nn.LayerNorm(decoder_dim)
+        heads = decoder_heads or max(1, decoder_dim // 32)
+        blocks = (Block(decoder_dim, heads, decoder_mlp_ratio, eps=eps) for _ in range(decoder_depth))
+        self.decoder = nn.Sequential(*blocks)
+        self.norm = nn.LayerNorm(decoder_dim, last_eps)
         self.predict = nn.Linear(decoder_dim, 3 * time * height * width)
         tokens = encoder.grid[0] * encoder.grid[1] * encoder.grid[2]
         self.register_buffer("positions", sincos_positions(tokens, decoder_dim), False)
 
     def targets(self, clip_BCTHW: Tensor) -> Tensor:
-        """Pixels of every tubelet, normalised to mean 0 and variance 1 within it: (B, N, 3 * t * h * w)."""
+        """What is to be predicted of every tubelet: (B, N, 3 * t * h * w), channels last."""
         (t, h, w), (nt, nh, nw) = self.encoder.config.tubelet, self.encoder.grid
         x = clip_BCTHW.reshape(-1, 3, nt, t, nh, h, nw, w).permute(0, 2, 4, 6, 3, 5, 7, 1)
-        pixels = x.reshape(x.shape[0], nt * nh * nw, -1)
-        return (pixels - pixels.mean(-1, keepdim=True)) / (pixels.var(-1, keepdim=True) + 1e-6).sqrt()
+        if self.target == "tubelet":
+            pixels = x.reshape(x.shape[0], nt * nh * nw, -1)
+            return (pixels - pixels.mean(-1, keepdim=True)) / (pixels.var(-1, keepdim=True) + 1e-6).sqrt()
+        colours = x.reshape(x.shape[0], nt * nh * nw, -1, 3) * x.new_tensor(_STD) + x.new_tensor(_MEAN)
+        if self.target == "channel":
+            colours = (colours - colours.mean(-2, keepdim=True)) / (colours.var(-2, keepdim=True).sqrt() + 1e-6)
+        return colours.flatten(2)
 
     def forward(self, clip_BCTHW: Tensor, mask_BN: Tensor) -> Tensor:
         """Mean squared error over the hidden tubelets (scalar)."""

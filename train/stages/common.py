@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.files import sha256, writable_dir, write_json, write_text
+from toolkit.files import writable_dir, write_json, write_text
 from toolkit.progress import note
 from toolkit.recipe import Recipe
 from train.data.clips import Augment, Pictures, load_pictures
 from train.data.index import Dataset, index_clips
 from train.evaluate import answer
 from train.loop import is_main, main_first, wait_for_all
-from train.models.store import Card, Model, save_model
+from train.models.store import Card, Model, fingerprint, load_teacher, save_model
 
-__all__ = ["Data", "card_of", "open_data", "parents_of", "run_stage", "validator"]
+__all__ = ["Data", "card_of", "guide_of", "open_data", "parents_of", "run_stage", "validator"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,17 @@ def card_of(recipe: Recipe, kind: str, labels: tuple[str, ...]) -> Card:
     })  # fmt: skip
 
 
+def guide_of(teacher: Path | None, recipe: Recipe) -> Model | None:
+    """The teacher to distil from: a saved model, or ``hf:<folder or hub id>``; None without one."""
+    if teacher is None:
+        return None
+    labels = index_clips(recipe.data.root).labels
+    return load_teacher(teacher, labels, recipe.preprocess, recipe.data.frames)
+
+
 def parents_of(**folders: Path | None) -> dict[str, str]:
     """Hashes of the models a stage starts from."""
-    return {name: sha256(folder / "model.safetensors") for name, folder in folders.items() if folder is not None}
+    return {name: fingerprint(folder) for name, folder in folders.items() if folder is not None}
 
 
 def run_stage(

@@ -15,14 +15,14 @@ from train.loop import Plan, fit
 from train.models.mobilenet_v2 import IMAGENET, load_imagenet
 from train.models.store import Model, build, load_model
 from train.models.student import StreamStudent
-from train.stages.common import Data, card_of, parents_of, run_stage, validator
+from train.stages.common import Data, card_of, guide_of, parents_of, run_stage, validator
 
 __all__ = ["distill", "prune", "start_from"]
 
 
 def distill(recipe: Recipe, out: Path, teacher: Path | None = None) -> Path:
     """Train the streaming student on labels and, if there is one, on the teacher's soft answers."""
-    guide = load_model(teacher).model if teacher is not None else None
+    guide = guide_of(teacher, recipe)
 
     def work(data: Data) -> Model:
         torch.manual_seed(recipe.distill.seed)
@@ -38,7 +38,7 @@ def distill(recipe: Recipe, out: Path, teacher: Path | None = None) -> Path:
 def prune(recipe: Recipe, out: Path, student: Path, teacher: Path | None = None) -> Path:
     """Remove channels from a trained student and recover by distillation."""
     loaded = load_model(student)
-    guide = load_model(teacher).model if teacher is not None else None
+    guide = guide_of(teacher, recipe)
     if not isinstance(loaded.model, StreamStudent):
         raise UserError(f"model {student} is a clip model: only streaming students are pruned")
 

@@ -11,7 +11,10 @@ from toolkit.errors import UserError
 from toolkit.recipe import Recipe
 from train.data.batch import Batch
 from train.loop import Plan, fit
+from train.models.pretrained import start_from
+from train.models.registry import layer_of
 from train.models.store import Loaded, Model, build, load_model
+from train.models.student import StreamStudent
 from train.stages.common import Data, card_of, parents_of, run_stage, validator
 
 __all__ = ["finetune"]
@@ -24,8 +27,11 @@ def finetune(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
     def work(data: Data) -> Model:
         torch.manual_seed(recipe.finetune.seed)
         teacher = build(card_of(recipe, "teacher", data.index.labels))
+        assert not isinstance(teacher, StreamStudent)
         if start is not None:
             _copy_encoder(start, teacher)
+        else:
+            start_from(teacher, recipe.teacher.pretrained)
         teacher.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
         def loss(batch: Batch, generator: torch.Generator) -> Tensor:
@@ -34,8 +40,8 @@ def finetune(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
             return functional.cross_entropy(teacher(clips.transpose(1, 2)), labels, label_smoothing=smoothing)
 
         plan = Plan(
-            "fine-tune teacher", teacher, loss, recipe.finetune, validator(teacher, data, recipe), _layer_rates(recipe),
-            run=recipe.run,
+            "fine-tune teacher", teacher, loss, recipe.finetune, validator(teacher, data, recipe),
+            _layer_rates(recipe, teacher.layers()), run=recipe.run,
         )  # fmt: skip
         fit(plan, data.train, out)
         return teacher
@@ -53,16 +59,13 @@ def _copy_encoder(start: Loaded, teacher: Model) -> None:
         ) from error
 
 
-def _layer_rates(recipe: Recipe) -> Callable[[str], float]:
-    """Layer-wise learning-rate decay, and zero for frozen layers (embedding and the first ``freeze`` blocks)."""
-    depth, decay, freeze = recipe.teacher.depth, recipe.finetune.layer_decay, recipe.finetune.freeze
+def _layer_rates(recipe: Recipe, layers: list[str]) -> Callable[[str], float]:
+    """Layer-wise learning-rate decay, and zero for frozen layers (the input layer and the first ``freeze`` blocks)."""
+    decay, freeze = recipe.finetune.layer_decay, recipe.finetune.freeze
 
     def rate(name: str) -> float:
-        if name.startswith("blocks."):
-            layer = int(name.split(".")[1]) + 1
-        else:
-            layer = 0 if name.startswith("embed") else depth + 1
+        layer = layer_of(name, layers)
         frozen = freeze > 0 and layer <= freeze
-        return 0.0 if frozen else float(decay ** (depth + 1 - layer))
+        return 0.0 if frozen else float(decay ** (len(layers) - 1 - layer))
 
     return rate

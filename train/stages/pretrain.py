@@ -5,9 +5,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from toolkit.errors import UserError
 from toolkit.recipe import Recipe
 from train.data.batch import Batch
 from train.loop import Plan, fit
+from train.models.pretrained import start_from
 from train.models.store import Model, build
 from train.models.vit import TubeletViT
 from train.objectives.masked import MaskedAutoencoder, tube_mask
@@ -22,7 +24,9 @@ def pretrain(recipe: Recipe, out: Path) -> Path:
     def work(data: Data) -> Model:
         torch.manual_seed(recipe.pretrain.seed)
         teacher = build(card_of(recipe, "teacher", data.index.labels))
-        assert isinstance(teacher, TubeletViT)
+        if not isinstance(teacher, TubeletViT):
+            raise UserError(f"masked pretraining needs a ViT: teacher.encoder is {recipe.teacher.encoder!r}")
+        start_from(teacher, recipe.teacher.pretrained)
         model = MaskedAutoencoder(teacher, recipe.pretrain.decoder_dim, recipe.pretrain.decoder_depth)
 
         def loss(batch: Batch, generator: torch.Generator) -> Tensor:
