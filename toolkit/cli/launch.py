@@ -13,9 +13,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import IO
+from typing import IO, Any
 
-__all__ = ["arguments_of", "launch", "spread"]
+import typer
+
+__all__ = ["arguments_of", "in_processes", "spread"]
 
 _GRACE_S = 10.0
 
@@ -35,9 +37,11 @@ def arguments_of(command: str, *positional: object, sets: Sequence[str] | None =
     return words
 
 
-def launch(arguments: Sequence[str], processes: int) -> int:
-    """Run ``vidon ARGUMENTS`` in ``processes`` processes and return the exit code."""
-    return spread([sys.executable, "-P", "-m", "toolkit", *arguments], processes)
+def in_processes(processes: int, command: str, *positional: object, sets: Sequence[str] | None, **options: Any) -> None:
+    """With more than one process: run the same command in each, and exit as they did; otherwise go on."""
+    if processes > 1:
+        arguments = arguments_of(command, *positional, sets=sets, **options)
+        raise typer.Exit(spread([sys.executable, "-P", "-m", "toolkit", *arguments], processes))
 
 
 def spread(command: Sequence[str], processes: int) -> int:

@@ -159,6 +159,11 @@ def _accelerator(run: RunConfig, model: nn.Module | None) -> Accelerator:
     """An Accelerator for this run; an earlier one of this process is forgotten, its process group is kept."""
     if run.device == "cuda" and not torch.cuda.is_available():
         raise UnavailableDevice('run.device is cuda, but torch sees no GPU here: use run.device = "cpu" or "auto"')
+    cards, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    if run.device != "cpu" and torch.cuda.is_available() and local >= cards:
+        raise UnavailableDevice(
+            f"process {local + 1} finds no GPU of its own, there are {cards}: use --processes {cards}"
+        )
     _forget()
     cpu = run.device == "cpu" or not torch.cuda.is_available()
     plugin = _sharding(run, model) if run.strategy == "fsdp2" and launched() and model is not None else None
