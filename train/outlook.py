@@ -85,10 +85,12 @@ def outlook(recipe: Recipe, stage: str, labels: tuple[str, ...], clips: int | No
     share = 1 / processes if run.strategy == "fsdp2" else 1.0
     moments = 2 if optim.optimizer == "adamw" else 1
     whole = total * _FLOAT / _MIB * share
+    operations = flops * batch * (4 if run.checkpointing else 3)
+    pixels = clip.numel() * (1 + clip.element_size()) * at_once  # as bytes and as floats
     return Outlook(
-        stage, total, flops / 1e9, flops * batch * (4 if run.checkpointing else 3) / 1e9, whole, whole, whole * moments,
-        whole if optim.ema > 0 else 0.0, kept * at_once / _MIB, clip.numel() * (1 + clip.element_size()) * at_once / _MIB,
-        at_once, order.total if clips else None, order.per_epoch if clips else None,
+        stage, total, flops / 1e9, operations / 1e9, whole, whole, whole * moments, whole if optim.ema > 0 else 0.0,
+        kept * at_once / _MIB, pixels / _MIB, at_once,
+        order.total if clips else None, order.per_epoch if clips else None,
     )  # fmt: skip
 
 
@@ -180,7 +182,7 @@ class _Attention(TorchFunctionMode):
         query, key, value = args[:3]
         rows = query.numel() // query.shape[-1]  # batch * heads * tokens
         self.flops += 2 * rows * key.shape[-2] * (query.shape[-1] + value.shape[-1])
-        return _Fused.apply(query, key, value)
+        return _Fused.apply(query, key, value)  # type: ignore[no-untyped-call]
 
 
 class _Fused(torch.autograd.Function):

@@ -1,6 +1,5 @@
 """Commands around training: train recipes, train recipe, train plan."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -9,6 +8,10 @@ from toolkit.cli import app
 from toolkit.cli.options import Json, Processes, RecipeFile, Set, recipe_of, say
 
 __all__: list[str] = []
+
+_PARTS = ("weights", "gradients", "optimizer", "average", "activations", "batch")
+Stage = Annotated[str | None, typer.Option("--stage", help="pretrain, finetune or distill (default: all).")]
+Clips = Annotated[int | None, typer.Option("--clips", min=1, help="Training clips, if the data are not here.")]
 
 train_app = typer.Typer(help="Recipes to start from, and what a training will cost.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
@@ -40,10 +43,8 @@ def recipe(name: Annotated[str, typer.Argument(help="Name of a recipe; see vidon
 
 @train_app.command()
 def plan(
-    recipe: RecipeFile = None,
-    stage: Annotated[str | None, typer.Option("--stage", help="pretrain, finetune or distill (default: all).")] = None,
-    clips: Annotated[int | None, typer.Option("--clips", min=1, help="Training clips, if the data are not here.")] = None,
-    processes: Processes = 1, set_: Set = None, as_json: Json = False,
+    recipe: RecipeFile = None, stage: Stage = None, clips: Clips = None, processes: Processes = 1, set_: Set = None,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Say what training will cost: parameters, operations, memory, steps. Nothing is decoded or trained.
 
@@ -59,8 +60,7 @@ def _page(found: dict[str, Any]) -> str:
     lines = [found["data"]]
     for row in found["stages"]:
         steps = "unknown" if row["steps"] is None else f"{row['steps']:,} ({row['per_epoch']:,} an epoch)"
-        parts = ", ".join(f"{row[f'{part}_mib']:,.0f} {part}" for part in ("weights", "gradients", "optimizer", "average",
-                                                                           "activations", "batch"))  # fmt: skip
+        parts = ", ".join(f"{row[f'{part}_mib']:,.0f} {part}" for part in _PARTS)
         lines += [
             f"{row['stage']}:", f"  parameters  {row['parameters'] / 1e6:,.2f} million",
             f"  operations  {row['forward_gflops']:,.2f} GFLOPs a clip forward, {row['step_gflops']:,.0f} a step",
