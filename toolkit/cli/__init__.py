@@ -64,6 +64,7 @@ for _module in (
     "demo",
     "deployment",
     "devices",
+    "train",
     "training",
 ):
     importlib.import_module(f"toolkit.cli.{_module}")

@@ -9,7 +9,19 @@ import typer
 from toolkit.errors import UserError
 from toolkit.recipe import Recipe, load_recipe
 
-__all__ = ["Device", "Json", "Out", "RecipeFile", "RuntimeNames", "Set", "Threads", "names", "recipe_of", "say"]
+__all__ = [
+    "Device",
+    "Json",
+    "Out",
+    "Processes",
+    "RecipeFile",
+    "RuntimeNames",
+    "Set",
+    "Threads",
+    "names",
+    "recipe_of",
+    "say",
+]
 
 RecipeFile = Annotated[
     Path | None, typer.Argument(help="Recipe (TOML). Without one the defaults apply.", metavar="[RECIPE]")
@@ -20,6 +32,9 @@ Set = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write; an interrupted run goes on here.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Processes = Annotated[
+    int, typer.Option("--processes", min=1, help="Training processes on this machine: one a GPU, or CPU processes.")
+]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads of the runtime (default: its own choice).")
 ]

@@ -5,6 +5,7 @@ of processes that wrote them: a run on many GPUs can be continued, or its model 
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from toolkit.errors import UserError
 from toolkit.files import replacing
 
-__all__ = ["Checkpoint", "foreign", "load_optimizer", "optimizer_tensors", "placed", "read", "whole", "write"]
+__all__ = [
+    "Checkpoint",
+    "foreign",
+    "load_optimizer",
+    "optimizer_tensors",
+    "placed",
+    "read",
+    "sharded",
+    "whole",
+    "write",
+]
 
 
 class Checkpoint:
@@ -33,19 +43,28 @@ class Checkpoint:
         return {key.removeprefix(start): tensor for key, tensor in self._tensors.items() if key.startswith(start)}
 
 
+def sharded(tensor: Tensor) -> bool:
+    """Whether each process holds only a part of the tensor."""
+    module = sys.modules.get("torch.distributed.tensor")  # two seconds to import, and only sharded runs need it
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The full tensor on the CPU; every process must call it for a sharded one."""
     full = tensor.detach()
-    full = full.full_tensor() if isinstance(full, DTensor) else full
+    full = full.full_tensor() if sharded(full) else full  # type: ignore[attr-defined]
     return full.cpu().contiguous()
 
 
 def placed(value: Tensor, like: Tensor) -> Tensor:
     """``value`` (whole) on the device and in the shards of ``like``."""
-    if isinstance(like, DTensor):
-        mesh = like.device_mesh
-        return distribute_tensor(value.to(mesh.device_type), mesh, like.placements, src_data_rank=None)
-    return value.to(like.device)
+    if not sharded(like):
+        return value.to(like.device)
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    mesh = like.device_mesh
+    return distribute_tensor(value.to(mesh.device_type), mesh, like.placements, src_data_rank=None)
 
 
 def write(file: Path, parts: Mapping[str, Mapping[str, Tensor]], history: dict[str, Any], main: bool) -> None:

@@ -1,5 +1,6 @@
 """The curves of a run as one picture: loss by step and epoch, learning rate, validation."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from toolkit.progress import note
 
 __all__ = ["draw_curves"]
 
+_LOSS = "loss (light: of a step, dark: mean of an epoch)"
 _INK, _FAINT = "#1f4e79", "#a9c4de"
 
 
@@ -25,13 +27,11 @@ def draw_curves(folder: Path) -> Path | None:
     validated = [record for record in epochs if record.get("validation") is not None]
     figure = Figure(figsize=(4.2 * (3 if validated else 2), 3.2), layout="constrained")
     axes = figure.subplots(1, 3 if validated else 2)
-    _line(axes[0], steps, "loss", "loss", _FAINT, 0.8)
-    _line(axes[0], epochs, "loss", "loss", _INK, 1.6)
+    _line(axes[0], steps, "loss", _LOSS, _FAINT, 0.8)
+    _line(axes[0], epochs, "loss", _LOSS, _INK, 1.6)
     _line(axes[1], steps, "lr", "learning rate", _INK, 1.6)
     if validated:
         _line(axes[2], validated, "validation", "validation", _INK, 1.6)
-    import io
-
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return write_bytes(folder / "curves.png", buffer.getvalue())
@@ -42,6 +42,7 @@ def _line(axes: Any, records: list[dict[str, Any]], key: str, title: str, colour
     axes.plot([r["step"] for r in records], [r[key] for r in records], color=colour, lw=width, marker=marker, ms=3)
     axes.set_title(title, loc="left", fontsize=10)
     axes.set_xlabel("step", fontsize=9)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3, lw=0.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)

@@ -207,7 +207,8 @@ class _Run:
         model.eval()
         world.reshard()
         with torch.no_grad():
-            accuracy = float(world.mean(torch.tensor(world.call(self.plan.validate), device=world.device)))
+            answer = torch.tensor(world.call(self.plan.validate), dtype=torch.float64, device=world.device)
+            accuracy = float(world.mean(answer))
         if not self.validation or accuracy >= max(self.validation):
             self.best = snapshot(model)
         if kept is not None:

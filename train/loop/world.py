@@ -20,12 +20,11 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
 )
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
-from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from toolkit.errors import UnavailableDevice
 from toolkit.recipe import RunConfig
+from train.loop.checkpoint import sharded, whole
 
 __all__ = ["World", "blocks_of", "is_main", "launched", "main_first", "wait_for_all"]
 
@@ -83,6 +82,7 @@ class World:
         self.processes: int = self.accelerator.num_processes
         self.rank: int = self.accelerator.process_index
         self.main: bool = self.accelerator.is_main_process
+        self._shards: bool = self.accelerator.is_fsdp2
         for module in (model, *beside):
             module.to(self.device)
         for module in beside:
@@ -111,7 +111,7 @@ class World:
         """Clip the gradients' norm to ``bound`` (0: only measure it) and return what it was."""
         parameters = [p for p in self._model.parameters() if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(parameters, bound if bound > 0 else float("inf"))
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return norm.full_tensor() if sharded(norm) else norm  # type: ignore[attr-defined]
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the processes."""
@@ -122,6 +122,10 @@ class World:
 
     def reshard(self) -> None:
         """Forget gathered weights, after the shards were changed by hand."""
+        if not self._shards:
+            return
+        from torch.distributed.fsdp import FSDPModule
+
         for module in self._within.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
@@ -131,7 +135,8 @@ class World:
         self.reshard()
         for undo in self._undo:
             undo()
-        _unshard(self._within)
+        if self._shards:
+            _unshard(self._within)
         for module in (self._model, *self._beside):
             module.to("cpu")
         self.accelerator.free_memory()
@@ -154,6 +159,11 @@ def _accelerator(run: RunConfig, model: nn.Module | None) -> Accelerator:
     """An Accelerator for this run; an earlier one of this process is forgotten, its process group is kept."""
     if run.device == "cuda" and not torch.cuda.is_available():
         raise UnavailableDevice('run.device is cuda, but torch sees no GPU here: use run.device = "cpu" or "auto"')
+    cards, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    if run.device != "cpu" and torch.cuda.is_available() and local >= cards:
+        raise UnavailableDevice(
+            f"process {local + 1} finds no GPU of its own, there are {cards}: use --processes {cards}"
+        )
     _forget()
     cpu = run.device == "cpu" or not torch.cuda.is_available()
     plugin = _sharding(run, model) if run.strategy == "fsdp2" and launched() and model is not None else None
@@ -186,6 +196,8 @@ def _forget() -> None:
 
 def _sharding(run: RunConfig, model: nn.Module) -> FullyShardedDataParallelPlugin:
     """Shard by repeated block. Weights are gathered in bf16 unless batch norms need float weights."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
     kinds = sorted({type(block).__name__ for block in blocks_of(model)})
     normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     narrow = torch.bfloat16 if run.precision == "bf16" and not normed else None
@@ -237,7 +249,9 @@ def _compile(block: nn.Module) -> Callable[[], None]:
 
 
 def _unshard(within: nn.Module) -> None:
-    """Turn FSDP2's modules back into plain ones in place (torch has no public way back)."""
+    """Turn FSDP2's modules back into plain ones in place (torch 2.13 has no public way back)."""
+    from torch.distributed.fsdp import FSDPModule
+
     for module in within.modules():
         if isinstance(module, FSDPModule):
             state: Any = module._get_fsdp_state()
@@ -246,6 +260,5 @@ def _unshard(within: nn.Module) -> None:
             module.__class__ = type(module).__mro__[module._orig_cls_mro_index]
     for module in within.modules():
         for name, parameter in module._parameters.items():
-            if isinstance(parameter, DTensor):
-                full = parameter.detach().full_tensor()
-                module._parameters[name] = nn.Parameter(full, requires_grad=parameter.requires_grad)
+            if parameter is not None and sharded(parameter):
+                module._parameters[name] = nn.Parameter(whole(parameter), requires_grad=parameter.requires_grad)
