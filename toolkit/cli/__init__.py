@@ -64,6 +64,7 @@ for _module in (
     "demo",
     "deployment",
     "devices",
+    "tasks",
     "training",
 ):
     importlib.import_module(f"toolkit.cli.{_module}")
