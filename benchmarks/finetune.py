@@ -3,8 +3,8 @@
 Real footage (the demo's clips: what moves how). The encoder is pretrained on all training clips without labels; then
 a quarter of them, whole scenes, is labelled. Every mode has the same steps, the same two learning rates to choose
 from and the same seeds; rate and weights are chosen on validation, and only the chosen model meets the test clips.
-Its embeddings are judged too: the labelled clips are the gallery, the test clips ask. About 20 minutes of one core. The table is
-written after every mode, so that an interrupted run leaves what it has; the next one goes on.
+Its embeddings are judged too: the labelled clips are the gallery, the test clips ask. About 20 minutes of one core;
+the table is written after every mode, and an interrupted run goes on where it stopped.
 """
 
 import csv
