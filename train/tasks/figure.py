@@ -25,5 +25,5 @@ def new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
 def save_figure(figure: "Figure", path: Path) -> Path:
     """Replace ``path`` by the figure atomically and return it."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", pad_inches=0.1)
     return write_bytes(path, buffer.getvalue())
