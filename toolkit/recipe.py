@@ -147,11 +147,23 @@ class PretrainConfig(_Optim):
 
 
 class FinetuneConfig(_Optim):
-    """Supervised fine-tuning; ``freeze`` = first N blocks fixed, ``layer_decay`` < 1 slows early layers down."""
+    """Supervised fine-tuning of the teacher.
 
+    ``linear_probe`` trains the head alone, ``freeze`` fixes the first N blocks (and what stands before them),
+    ``layer_decay`` < 1 slows early layers down; frozen layers keep their batch-norm statistics too. ``rand_ops``
+    RandAugment operations a clip at ``rand_strength``; ``mixup`` and ``cutmix`` are the alpha of their Beta
+    distribution, 0 for off. ``views`` are the (temporal, spatial) crops that the one test at the end averages.
+    """
+
+    linear_probe: bool = False
     freeze: int = Field(default=0, ge=0)
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    rand_ops: int = Field(default=0, ge=0, le=8)
+    rand_strength: float = Field(default=0.5, ge=0, le=1)
+    mixup: float = Field(default=0.0, ge=0)
+    cutmix: float = Field(default=0.0, ge=0)
+    views: tuple[int, Literal[1, 3]] = (1, 1)
 
 
 class StudentConfig(_Frozen):

@@ -64,6 +64,7 @@ for _module in (
     "demo",
     "deployment",
     "devices",
+    "tasks",
     "train",
     "training",
 ):

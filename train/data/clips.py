@@ -154,7 +154,7 @@ class Augment:
         if self._mirror:
             flip = torch.rand(batch, generator=generator) < 0.5
             clips = torch.where(flip[:, None, None, None, None], clips.flip(-1), clips)
-            labels_B = torch.where(flip, self._partner[labels_B], labels_B)
+            labels_B = self._mirrored(labels_B, flip)
         scale = torch.empty(batch).uniform_(0.8, 1.0, generator=generator)
         shift = torch.empty(2, batch).uniform_(-1, 1, generator=generator) * (1 - scale)
         zero = torch.zeros(batch)
@@ -165,3 +165,10 @@ class Augment:
         gain = torch.empty(batch, 1, 1, 1).uniform_(0.8, 1.2, generator=generator)
         lift = torch.empty(batch, 1, 1, 1).uniform_(-0.2, 0.2, generator=generator)
         return (clips * gain + lift).reshape(batch, frames, channels, height, width), labels_B
+
+    def _mirrored(self, labels: Tensor, flip_B: Tensor) -> Tensor:
+        """Labels (B,), or multi-hot ones (B, K), of clips of which some were mirrored."""
+        if labels.ndim == 1:
+            return torch.where(flip_B, self._partner[labels], labels)
+        swapped = labels @ functional.one_hot(self._partner, len(self._partner)).to(labels.dtype)
+        return torch.where(flip_B[:, None], swapped.clamp(max=1), labels)

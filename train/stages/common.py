@@ -49,9 +49,9 @@ def open_data(recipe: Recipe, cache: Path | None = None) -> Data:
 
 
 def validator(model: Model, data: Data, recipe: Recipe) -> Callable[[], float] | None:
-    """Accuracy on the validation split, or None without one."""
+    """Accuracy on the validation split (mean average precision with many labels), or None without one."""
     val = data.val
-    return None if val is None else lambda: answer(model, val, recipe.preprocess).accuracy
+    return None if val is None else lambda: answer(model, val, recipe.preprocess).score
 
 
 def card_of(recipe: Recipe, kind: str, labels: tuple[str, ...]) -> Card:
@@ -78,9 +78,12 @@ def parents_of(**folders: Path | None) -> dict[str, str]:
 
 def run_stage(
     name: str, recipe: Recipe, sections: tuple[str, ...], parents: dict[str, str], out: Path, kind: str,
-    work: Callable[[Data], Model],
+    work: Callable[[Data], Model], report: Callable[[Model, Data], dict[str, Any]] | None = None,
 ) -> Path:  # fmt: skip
-    """Skip a finished stage, else do ``work`` and leave model, recipe and ``done.json``."""
+    """Skip a finished stage, else do ``work`` and leave model, recipe and ``done.json``.
+
+    ``report`` adds to ``done.json`` what is only known, and only asked, when the model is final.
+    """
     resolved = json.loads(recipe.model_dump_json())
     decided = {key: resolved[key] for key in (*sections, "data", "preprocess")}
     decided["run"] = {key: resolved["run"][key] for key in ("precision", "accumulate")}  # the rest is how, not what
@@ -103,7 +106,9 @@ def run_stage(
         save_model(out, model, card)
         result: dict[str, Any] = {"key": key, "stage": name}
         if data.val is not None:
-            result["validation"] = answer(model, data.val, recipe.preprocess).accuracy if name != "pretrain" else None
+            result["validation"] = answer(model, data.val, recipe.preprocess).score if name != "pretrain" else None
+        if report is not None:
+            result |= report(model, data)
         write_json(done, result)
         (out / "checkpoint.safetensors").unlink(missing_ok=True)
     wait_for_all()

@@ -1,0 +1,230 @@
+"""Embeddings of clips in one file: extract them from any trained model, and find the clips most like another.
+
+The embedding is what the model's last linear layer sees, so no training is needed: a clip model's pooled features,
+or a streaming student's mean over its frames after the warm-up. The file is safetensors: ``features`` float32
+(N, D), ``labels`` int64 (N,) (-1 without), and in its header the clips' names, the label names and the model's hash.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from toolkit.errors import UserError
+from toolkit.files import sha256, writable_dir, write_bytes
+from toolkit.progress import note, track
+from toolkit.video import VIDEO_SUFFIXES
+from train.compress.distill import clip_logits
+from train.data.clips import normalise
+from train.data.index import index_clips
+from train.evaluate import clip_answers, cut_views
+from train.models.store import Loaded, Model, load_model
+from train.models.student import StreamStudent
+from train.tasks.retrieval import neighbours
+
+__all__ = ["Features", "Hit", "embed", "extract", "read_features", "search"]
+
+_EVERY_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """features (N, D), labels (N,) indices into ``label_names``; ``names`` are relative to ``root``."""
+
+    features: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    names: tuple[str, ...]
+    splits: tuple[str, ...]
+    label_names: tuple[str, ...]
+    root: Path
+    model: Path
+    model_sha256: str
+
+    def take(self, split: str) -> "Features":
+        """The clips of one split only."""
+        kept = [index for index, own in enumerate(self.splits) if own == split]
+        return replace(
+            self, features=self.features[kept], labels=self.labels[kept], names=tuple(self.names[i] for i in kept),
+            splits=(split,) * len(kept),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One found clip; ``cosine`` is 1 for the very same embedding."""
+
+    rank: int
+    name: str
+    label: str | None
+    cosine: float
+
+
+def embed(model: Model, clips_BTCHW: Tensor) -> Tensor:
+    """Embeddings (B, D): the input of the last linear layer; its output is then the model's answer."""
+    caught: list[Tensor] = []
+    hooks = [layer.register_forward_pre_hook(lambda _, given: caught.append(given[0])) for layer in _last(model)]
+    try:
+        with torch.no_grad():
+            clip_answers(model, clips_BTCHW)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    seen = torch.cat([x.flatten(2).mean(2) if x.ndim > 2 else x for x in caught], 1)
+    if not isinstance(model, StreamStudent):
+        return seen
+    frames = clips_BTCHW.shape[1]
+    return clip_logits(seen.reshape(-1, frames, seen.shape[1]), model.contract().warmup)
+
+
+def _last(model: Model) -> list[nn.Module]:
+    if not isinstance(model, StreamStudent):
+        return [model.head]
+    readout: Any = model.readout
+    return [readout.head] if hasattr(readout, "head") else list(readout.heads)
+
+
+def extract(folder: Path, data: Path, out: Path, batch: int = 16) -> Features:
+    """Embed every clip of ``data`` with the model in ``folder`` and write ``out``; broken videos are left out.
+
+    ``data`` is labelled (as for training) or a plain folder of videos. An interrupted run goes on where it stopped.
+
+    Raises:
+        UserError: missing model or data, or no video can be read.
+    """
+    loaded = load_model(folder)
+    clips, label_names = _clips_of(data)
+    base = data if data.is_dir() else data.parent
+    writable_dir(out.parent)
+    partial = out.with_name(f".{out.name}.partial")
+    header = {
+        "model": str(folder.resolve()), "model_sha256": sha256(folder / "model.safetensors"),
+        "root": str(base.resolve()), "label_names": list(label_names),
+    }  # fmt: skip
+    done = _resume(partial, header)
+    broken: list[str] = []
+    saved_s = time.monotonic()
+    waiting = [clip for clip in clips if clip[0] not in done]
+    for start in track(range(0, len(waiting), batch), "embed", -(-len(waiting) // batch)):
+        chunk = waiting[start : start + batch]
+        done |= _embed_chunk(loaded, base, chunk, broken)
+        if time.monotonic() - saved_s > _EVERY_S:
+            _write(partial, header, done, clips)
+            saved_s = time.monotonic()
+    if not done:
+        raise UserError(f"none of the {len(clips)} videos of {data} can be read; the first: {broken[0]}")
+    if broken:
+        note(f"left out {len(broken)} broken of {len(clips)} videos: " + "; ".join(broken[:5]))
+    _write(out, header, done, clips)
+    partial.unlink(missing_ok=True)
+    return read_features(out)
+
+
+_Row = tuple[str, int, str]  # name relative to the data, label or -1, split
+
+
+def _clips_of(data: Path) -> tuple[list[_Row], tuple[str, ...]]:
+    direct = sorted(p for p in data.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES) if data.is_dir() else []
+    if direct:
+        return [(path.name, -1, "") for path in direct], ()
+    index = index_clips(data, splits="given")
+    base = data if data.is_dir() else data.parent
+    rows = [(_name(clip.path, base), index.labels.index(clip.label), clip.split) for clip in index.clips]
+    return rows, index.labels
+
+
+def _name(path: Path, base: Path) -> str:
+    return path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path.resolve())
+
+
+def _embed_chunk(
+    loaded: Loaded, base: Path, chunk: Sequence[_Row], broken: list[str]
+) -> dict[str, npt.NDArray[np.float32]]:
+    names, pictures = [], []
+    for name, _, _ in chunk:
+        try:
+            pictures.append(cut_views(base / name, loaded.card.preprocess, loaded.card.frames)[0])
+            names.append(name)
+        except UserError as error:
+            broken.append(str(error))
+    if not names:
+        return {}
+    features = embed(loaded.model, normalise(np.stack(pictures), loaded.card.preprocess)).numpy()
+    return dict(zip(names, features, strict=True))
+
+
+def _write(path: Path, header: dict[str, Any], done: dict[str, npt.NDArray[np.float32]], clips: Sequence[_Row]) -> None:
+    kept = [clip for clip in clips if clip[0] in done]
+    tensors = {
+        "features": torch.from_numpy(np.stack([done[name] for name, _, _ in kept])),
+        "labels": torch.tensor([label for _, label, _ in kept], dtype=torch.int64),
+    }
+    clip_names = {"names": [name for name, _, _ in kept], "splits": [split for _, _, split in kept]}
+    write_bytes(path, save(tensors, metadata={"vidon": json.dumps({**header, **clip_names})}))
+
+
+def _resume(partial: Path, header: dict[str, Any]) -> dict[str, npt.NDArray[np.float32]]:
+    """What an interrupted run of the same model on the same data has done; anything else starts afresh."""
+    try:
+        before = read_features(partial)
+    except UserError:
+        return {}
+    same = {"model_sha256": before.model_sha256, "root": str(before.root), "label_names": list(before.label_names)}
+    if any(header[key] != value for key, value in same.items()):
+        return {}
+    note(f"  embed: going on after {len(before.names)} clips")
+    return dict(zip(before.names, before.features, strict=True))
+
+
+def read_features(path: Path) -> Features:
+    """Open a features file.
+
+    Raises:
+        UserError: missing, damaged or foreign file.
+    """
+    if not path.is_file():
+        raise UserError(f"features {path} do not exist: make them with  vidon embed MODEL --data DATA --out {path}")
+    try:
+        with safe_open(path, framework="np") as file:
+            raw = json.loads(file.metadata()["vidon"])
+            features, labels = file.get_tensor("features"), file.get_tensor("labels")
+        return Features(
+            features, labels, tuple(raw["names"]), tuple(raw["splits"]), tuple(raw["label_names"]),
+            Path(raw["root"]), Path(raw["model"]), raw["model_sha256"],
+        )  # fmt: skip
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"features {path} are damaged or of another program: make them again with  vidon embed"
+        ) from error
+
+
+def search(features: Features, clip: Path, top: int = 5, model: Path | None = None) -> list[Hit]:
+    """The ``top`` clips most like the video ``clip``, best first. The features' own model embeds it.
+
+    Raises:
+        UserError: the model is gone or has been trained again since, or the video cannot be read.
+    """
+    folder = model or features.model
+    loaded = load_model(folder)
+    if sha256(folder / "model.safetensors") != features.model_sha256:
+        raise UserError(f"model {folder} is not the one that made the features: run vidon embed again, or give --model")
+    pictures_1THWC = cut_views(clip, loaded.card.preprocess, loaded.card.frames)
+    query_1D = embed(loaded.model, normalise(pictures_1THWC, loaded.card.preprocess)).numpy()
+    order, cosines = neighbours(query_1D, features.features)
+    return [
+        Hit(rank, features.names[place], _label(features, place), round(float(cosine), 6))
+        for rank, (place, cosine) in enumerate(zip(order[0, :top].tolist(), cosines[0, :top], strict=True), 1)
+    ]
+
+
+def _label(features: Features, place: int) -> str | None:
+    index = int(features.labels[place])
+    return features.label_names[index] if index >= 0 else None
