@@ -25,7 +25,8 @@ from train.loop.feed import Order
 from train.loop.world import blocks_of
 from train.models.store import build
 from train.models.student import StreamStudent
-from train.objectives.masked import MaskedAutoencoder, tube_mask
+from train.objectives import Mixture, resolve
+from train.objectives.masked import Masked, tube_mask
 from train.stages.common import card_of
 
 __all__ = ["STAGES", "Outlook", "outlook"]
@@ -101,12 +102,30 @@ def _stage(recipe: Recipe, stage: str, labels: tuple[str, ...]) -> tuple[nn.Modu
     if isinstance(model, StreamStudent):
         return model, lambda clip: model(clip).square().mean()
     if stage == "pretrain":
-        config = recipe.pretrain
-        whole = MaskedAutoencoder(model, config.decoder_dim, config.decoder_depth)
-        with torch.device("cpu"):
-            mask = tube_mask(1, model.grid, config.mask_ratio, torch.Generator().manual_seed(0))
-        return whole, lambda clip: whole(clip.transpose(1, 2), mask)
+        return _mixture(recipe, model)
     return model, lambda clip: functional.cross_entropy(model(clip.transpose(1, 2)), torch.zeros(1, dtype=torch.long))
+
+
+def _mixture(recipe: Recipe, encoder: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """All objectives of the pretraining; of those that mask nothing the encoder's share is counted, view by view."""
+    config = recipe.pretrain
+    configs = resolve(config.objectives, config.settings)
+    mixture = Mixture(encoder, config.objectives, configs, (3, recipe.data.frames, *recipe.preprocess.size))
+
+    def loss(clip_BTCHW: Tensor) -> Tensor:
+        clip, total = clip_BTCHW.transpose(1, 2), clip_BTCHW.new_zeros(())
+        for objective in mixture.objectives.values():
+            if isinstance(objective, Masked):
+                with torch.device("cpu"):
+                    drawn = torch.Generator().manual_seed(0)
+                    mask = tube_mask(1, encoder.grid, objective.config.mask_ratio, drawn)
+                total = total + objective.autoencoder(clip, mask)
+            else:
+                for _ in range(int(objective.views)):  # type: ignore[arg-type]
+                    total = total + encoder.forward_features(clip).square().mean()
+        return total
+
+    return mixture, loss
 
 
 def _measure(model: nn.Module, loss: Callable[[], Tensor], recompute: bool) -> tuple[float, float]:
