@@ -43,6 +43,8 @@ class VideoSource:
     picture); otherwise the central one, or several spread evenly. A clip that is too short repeats its last picture.
     """
 
+    workers = True  # worth decoding in processes of its own
+
     def __init__(
         self, data: Dataset, split: str, preprocess: Preprocess, frames: int, *, random: bool = True, stride: int = 1,
         broken_share: float = 0.2, device: str = "cpu",
