@@ -17,31 +17,27 @@ from toolkit.errors import MissingDependency
 
 __all__ = ["MOVES", "qdq_onnx"]
 
+Activations = Literal["u8", "s8", "s8-symmetric"]
 #: Operators that move values without changing them.
 MOVES = {"Concat", "Slice", "Transpose", "Reshape", "Identity", "Pad", "Split", "Squeeze", "Unsqueeze", "Flatten"}
 
 
-def qdq_onnx(source: Path, contract: Contract, feeds: Feeds, path: Path, activations: Literal["u8", "s8"]) -> None:
-    """Quantise a float ONNX file: weights s8 per channel and symmetric, activations asymmetric ``u8`` or ``s8``."""
+def qdq_onnx(source: Path, contract: Contract, feeds: Feeds, path: Path, activations: Activations) -> None:
+    """Quantise a float ONNX file; weights are s8, symmetric and per channel.
+
+    QNN wants ``u8`` (symmetric activations there silently lose the ReLU of Clip(0, 6)), RKNN ``s8``, TensorRT
+    ``s8-symmetric`` with float biases.
+    """
     try:
         import onnx
         from onnxruntime import quantization as quant
     except ImportError as error:
         raise MissingDependency("onnxruntime", "export") from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    graph = onnx.load(str(source)).graph
-    constants = {tensor.name for tensor in graph.initializer}
-    moves = [
-        [name for name in (*node.input, *node.output) if name and name not in constants]
-        for node in graph.node
-        if node.op_type in MOVES
-    ]
-    groups = groups_of(moves, [(state.output, state.name) for state in contract.states])
-    ranges = _measure(source, {name for group in groups for name in group}, feeds)
-    fixed = {
-        name: [{"rmin": np.float32(low), "rmax": np.float32(high)}]
-        for name, (low, high) in shared_ranges(groups, ranges).items()
-    }
+    model = onnx.load(str(source))
+    _set_outputs_apart(onnx, model.graph)
+    prepared = path.with_name(f"{path.name}.float.onnx")
+    symmetric = activations == "s8-symmetric"
 
     class Reader(quant.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -50,14 +46,55 @@ def qdq_onnx(source: Path, contract: Contract, feeds: Feeds, path: Path, activat
         def get_next(self) -> dict[str, Any] | None:
             return next(self._feeds, None)
 
-    quant.quantize_static(
-        str(source), str(path), Reader(), quant_format=quant.QuantFormat.QDQ, per_channel=True,
-        activation_type=quant.QuantType.QUInt8 if activations == "u8" else quant.QuantType.QInt8,
-        weight_type=quant.QuantType.QInt8, calibrate_method=quant.CalibrationMethod.MinMax,
-        # By default ONNX Runtime leaves Sub, Abs and others in float; an integer NPU then cannot take them.
-        op_types_to_quantize=sorted({node.op_type for node in graph.node}),
-        extra_options={"QDQKeepRemovableActivations": True, "WeightSymmetric": True, "TensorQuantOverrides": fixed},
-    )  # fmt: skip
+    try:
+        onnx.save(model, str(prepared))
+        fixed = _fixed_ranges(model.graph, prepared, contract, feeds)
+        quant.quantize_static(
+            str(prepared), str(path), Reader(), quant_format=quant.QuantFormat.QDQ, per_channel=True,
+            activation_type=quant.QuantType.QUInt8 if activations == "u8" else quant.QuantType.QInt8,
+            weight_type=quant.QuantType.QInt8, calibrate_method=quant.CalibrationMethod.MinMax,
+            # By default ONNX Runtime leaves Sub, Abs and others in float; an integer NPU then cannot take them.
+            # TensorRT computes them in float, and refuses the quantised constants that they would bring.
+            op_types_to_quantize=sorted({n.op_type for n in model.graph.node} - ({"Sub", "Mul"} if symmetric else set())),
+            extra_options={
+                "QDQKeepRemovableActivations": True, "WeightSymmetric": True, "TensorQuantOverrides": fixed,
+                "ActivationSymmetric": symmetric, "QuantizeBias": not symmetric,
+            },
+        )  # fmt: skip
+    finally:
+        prepared.unlink(missing_ok=True)
+
+
+def _set_outputs_apart(onnx: Any, graph: Any) -> None:
+    """Give each output that the graph itself goes on using a copy of its own.
+
+    rknn-toolkit2 2.5 ends with ``KeyError: 'state_00_next_dup'`` on a tensor that is both.
+    """
+    used = {name for node in graph.node for name in node.input}
+    for output in graph.output:
+        if output.name not in used:
+            continue
+        kept = f"{output.name}_kept"
+        for node in graph.node:
+            node.input[:] = [kept if name == output.name else name for name in node.input]
+            node.output[:] = [kept if name == output.name else name for name in node.output]
+        graph.node.append(onnx.helper.make_node("Identity", [kept], [output.name], name=f"{output.name}_copy"))
+
+
+def _fixed_ranges(graph: Any, source: Path, contract: Contract, feeds: Feeds) -> dict[str, Any]:
+    """ONNX Runtime's overrides for all that carries a stream state."""
+    constants = {tensor.name for tensor in graph.initializer}
+    moves = [
+        [name for name in (*node.input, *node.output) if name and name not in constants]
+        for node in graph.node
+        if node.op_type in MOVES
+    ]
+    groups = groups_of(moves, [(state.output, state.name) for state in contract.states])
+    ranges = _measure(source, {name for group in groups for name in group}, feeds)
+    return {
+        name: [{"rmin": np.float32(low), "rmax": np.float32(high)}]
+        for name, (low, high) in shared_ranges(groups, ranges).items()
+    }
 
 
 def _measure(source: Path, names: set[str], feeds: Feeds) -> dict[str, Range]:
