@@ -56,9 +56,11 @@ class Estimate(_Frozen):
     @property
     def metrics(self) -> dict[str, float]:
         """Figures for the manifest, each with ``estimated`` in its name."""
-        named = {"estimated_ms": self.inference_ms, "estimated_cycles": self.cycles, "estimated_sram_kib": self.sram_kib,
-                 "estimated_dram_kib": self.dram_kib, "estimated_flash_kib": self.flash_kib}  # fmt: skip
-        known = {name: float(value) for name, value in named.items() if value is not None}
+        named = {
+            "ms": self.inference_ms, "cycles": self.cycles, "sram_kib": self.sram_kib, "dram_kib": self.dram_kib,
+            "flash_kib": self.flash_kib,
+        }  # fmt: skip
+        known = {f"estimated_{name}": float(value) for name, value in named.items() if value is not None}
         return {**known, "cpu_operators": float(len(self.left_on_cpu))}
 
 

@@ -37,7 +37,7 @@ def qdq_onnx(source: Path, contract: Contract, feeds: Feeds, path: Path, activat
     model = onnx.load(str(source))
     _set_outputs_apart(onnx, model.graph)
     prepared = path.with_name(f"{path.name}.float.onnx")
-    symmetric = activations == "s8-symmetric"
+    symmetric, kinds = activations == "s8-symmetric", {node.op_type for node in model.graph.node}
 
     class Reader(quant.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -55,7 +55,7 @@ def qdq_onnx(source: Path, contract: Contract, feeds: Feeds, path: Path, activat
             weight_type=quant.QuantType.QInt8, calibrate_method=quant.CalibrationMethod.MinMax,
             # By default ONNX Runtime leaves Sub, Abs and others in float; an integer NPU then cannot take them.
             # TensorRT computes them in float, and refuses the quantised constants that they would bring.
-            op_types_to_quantize=sorted({n.op_type for n in model.graph.node} - ({"Sub", "Mul"} if symmetric else set())),
+            op_types_to_quantize=sorted(kinds - {"Sub", "Mul"} if symmetric else kinds),
             extra_options={
                 "QDQKeepRemovableActivations": True, "WeightSymmetric": True, "TensorQuantOverrides": fixed,
                 "ActivationSymmetric": symmetric, "QuantizeBias": not symmetric,

@@ -45,6 +45,7 @@ def _delegate_path() -> str:
 
 class _Session(StepSession):
     def __init__(self, folder: Path, artefact: Artefact, contract: Contract, options: Options) -> None:
+        self._states: dict[str, Integers] = {}
         device = check_device("ethosu", options.device, RUNTIME.available().devices)
         package, module = litert_runtime._library()
         path = folder / (artefact.entry if device == "npu" else REFERENCE)
@@ -81,7 +82,7 @@ class _Session(StepSession):
 
     def _forget(self) -> None:
         """A zero state is the zero-point, not the integer 0."""
-        self._states: dict[str, Integers] = {
+        self._states = {
             state.name: np.full(self._inputs[state.name]["shape"], self._inputs[state.name]["quantization"][1], np.int8)
             for state in self.contract.states
         }

@@ -44,6 +44,7 @@ def _chip() -> tuple[Any, str, list[Any]]:
 
 class _ChipSession(StepSession):
     def __init__(self, path: Path, artefact: Artefact, contract: Contract) -> None:
+        self._states: dict[str, Array] = {}
         onnxruntime, backend, npus = _chip()
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 4

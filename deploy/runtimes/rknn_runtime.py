@@ -40,6 +40,7 @@ def _board_library(root: Path = Path("/")) -> Any:
 
 class _BoardSession(StepSession):
     def __init__(self, path: Path, artefact: Artefact, contract: Contract) -> None:
+        self._states: list[Array] = []
         self._rknn = _board_library()()
         if self._rknn.load_rknn(str(path)) != 0:
             raise BundleError(f"rknn cannot read {path}: it is damaged or of another rknn-toolkit2 version")

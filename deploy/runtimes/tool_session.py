@@ -39,6 +39,7 @@ class ToolSession(StepSession):
     def __init__(
         self, runtime: str, tool: str, path: Path, artefact: Artefact, contract: Contract, params: Mapping[str, Any]
     ) -> None:
+        self._states: dict[str, Array] = {}
         if not path.is_file():
             raise BundleError(f"{runtime} cannot read {path}: the file is missing")
         self._worker = Worker(tool, python_of(tool_called(tool)))

@@ -35,7 +35,8 @@ _ALL = (
         "rockchip", "2.5.0", "rknn-toolkit2", "rknn.api",
         (
             ("torch==2.13.0",),
-            ("setuptools==80.9.0", "numpy==1.26.4", "onnx==1.18.0", "protobuf==4.25.4", "psutil==7.2.2", "scipy==1.17.1",
+            ("setuptools==80.9.0", "numpy==1.26.4", "onnx==1.18.0", "protobuf==4.25.4", "psutil==7.2.2",
+             "scipy==1.17.1",
              "ruamel.yaml==0.19.1", "tqdm==4.70.1", "opencv-python-headless==4.11.0.86", "fast-histogram==0.14"),
             # Their own limits (torch <= 2.4, protobuf < 4.25.8) contradict each other; these versions were tried.
             ("--no-deps", "onnxruntime==1.20.1", "flatbuffers==25.12.19", "packaging==26.3", "rknn-toolkit2==2.5.0"),

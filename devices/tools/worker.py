@@ -1,4 +1,4 @@
-"""The other end of the pipe: runs inside a tool's environment, with nothing but the standard library, numpy and the tool.
+"""The other end of the pipe: runs in a tool's environment, with the standard library, numpy and the tool alone.
 
     python -I worker.py TOOL      then one JSON request per line on standard input (see client.py)
 
@@ -8,6 +8,7 @@ A handler takes (params, arrays) and gives (result, arrays); what it raises beco
 
 import contextlib
 import csv
+import importlib
 import importlib.metadata
 import json
 import os
@@ -158,9 +159,7 @@ class TensorRtRtx:
 
     def start(self) -> None:
         """Import it."""
-        import tensorrt_rtx
-
-        self._trt = tensorrt_rtx
+        self._trt = importlib.import_module("tensorrt_rtx")
 
     def compile(self, params: dict[str, Any], arrays: Arrays) -> Answer:
         """ONNX -> engine."""
