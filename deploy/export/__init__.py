@@ -17,9 +17,11 @@ from deploy.export.litert import float_litert, int8_litert
 from deploy.export.onnx import NEWEST, float_onnx, int8_onnx
 from deploy.export.openvino import float_openvino, int8_openvino
 from deploy.export.step import Feeds, feeds_of, flat_step, golden_of, hushed
+from deploy.export.targeted import Sources, add_targets
 from deploy.export.torch import float_torch
 from deploy.runtimes import RUNTIMES, load
 from deploy.runtimes.litert_runtime import batch_file
+from deploy.targets import COMPILED, targets_for
 from deploy.verify import check_artefact
 from toolkit.bundle import Artefact, Bundle, Manifest, Precision, create_bundle, open_bundle
 from toolkit.contract import Array, Contract
@@ -42,13 +44,13 @@ def targets_of(runtimes: Sequence[str], precisions: Sequence[str], kind: str = "
         load(name)
     wanted: list[tuple[str, Precision]] = []
     for name in RUNTIMES:
-        if name not in runtimes:
+        if name not in runtimes or name in COMPILED:
             continue
         if "fp32" in precisions:
             wanted.append((name, "fp32"))
         if "int8" in precisions and name != "torch":
             wanted.append((name, "int8"))
-    if not wanted:
+    if not wanted and not COMPILED.keys() & set(runtimes):
         raise UserError(f"nothing to export: {', '.join(runtimes)} in {', '.join(precisions)} ({kind} model)")
     return wanted
 
@@ -56,13 +58,14 @@ def targets_of(runtimes: Sequence[str], precisions: Sequence[str], kind: str = "
 def export_bundle(
     model: Any, *, path: Path, name: str, labels: tuple[str, ...], preprocess: Preprocess, rollouts: list[Array],
     golden_frames: Array, runtimes: Sequence[str], precisions: Sequence[str], lineage: dict[str, Any],
-    batches: Sequence[int] = (),
+    batches: Sequence[int] = (), targets: Sequence[str] = (),
 ) -> Bundle:  # fmt: skip
     """Export, check parity on the golden steps, and write the bundle at ``path`` atomically.
 
     ``model`` is a stream or clip model (``contract()``, ``step`` or ``forward``). ``rollouts`` are calibration streams
     (T, 3, H, W) of the training split; ``golden_frames`` one stream (T, 3, H, W). ``batches`` are numbers of streams
-    to be stepped together for which LiteRT, whose files have a fixed batch, gets files of its own.
+    to be stepped together for which LiteRT, whose files have a fixed batch, gets files of its own. ``targets`` are
+    chips to compile for, by name (:mod:`deploy.targets`).
 
     Raises:
         UserError: nothing that was asked for can be made from this model; op, layer and a way out are named.
@@ -70,7 +73,9 @@ def export_bundle(
         MissingDependency: an exporter's library is not installed.
     """
     contract: Contract = model.contract()
-    wanted, left_out = _possible(model, contract, targets_of(runtimes, precisions, contract.kind), rollouts)
+    chips = targets_for(runtimes, targets)
+    asked = targets_of([*runtimes, *(chip.runtime for chip in chips)], precisions, contract.kind)
+    wanted, left_out = _possible(model, contract, asked, rollouts)
     golden = golden_of(model, golden_frames)
     lineage = {**lineage, "left_out": left_out} if left_out else lineage
     manifest = Manifest(name=name, labels=labels, preprocess=preprocess, contract=contract, lineage=lineage)
@@ -94,6 +99,8 @@ def export_bundle(
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             metrics = {"size_bytes": float(size), **result.metrics}
             artefacts.append(artefact.model_copy(update={"metrics": metrics}))
+        sources = Sources(flat_step(model), contract, maker.feeds, lambda: maker.make("litert", "fp32"), Path(scratch))
+        artefacts += add_targets(chips, sources, staging, golden)
         _put(manifest, tuple(artefacts))
     return open_bundle(path)
 
@@ -111,7 +118,7 @@ def _possible(
     for line in left_out.values():
         note(f"left out: {line}")
     kept = [target for target, key in zip(wanted, keys, strict=True) if key not in left_out]
-    if not kept:
+    if wanted and not kept:
         raise UserError(next(iter(left_out.values())))
     return kept, left_out
 

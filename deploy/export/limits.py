@@ -59,12 +59,19 @@ def _not_one(node: Any) -> bool:
 
 
 _POOL = "use fp32 there, OpenVINO or ONNX Runtime in int8, or a strided convolution instead of the pooling"
+_FLAT = 'distil it into a streaming student (vidon distill; student.temporal = "shift" or "conv")'
+_NPUS = "(ethosu|rknn|qnn)-.*"
 _RULES = (
     _Rule("litert-.*", "conv3d", _grouped, "LiteRT's CONV_3D has no groups",
           "use OpenVINO or ONNX Runtime, or an ordinary Conv3d"),
     _Rule("litert-int8", "max_pool3d", _always, "the quantiser finds no range for the MAXIMUM it becomes", _POOL),
     _Rule("litert-int8", "avg_pool3d", _always, "the quantiser finds no range for the sum it becomes", _POOL),
     _Rule("litert-int8", "adaptive_avg_pool3d", _not_one, "the quantiser finds no range for the sum it becomes", _POOL),
+    _Rule(_NPUS, "conv3d", _always, "it works on 5-D tensors, the chip's compiler on 4-D", _FLAT),
+    _Rule(_NPUS, "max_pool3d", _always, "it works on 5-D tensors, the chip's compiler on 4-D", _FLAT),
+    _Rule(_NPUS, "avg_pool3d", _always, "it works on 5-D tensors, the chip's compiler on 4-D", _FLAT),
+    _Rule("ethosu-.*", "abs", _always, "the quantiser leaves it in float, so it would run on the processor",
+          'use student.readout = "average"'),
 )  # fmt: skip
 
 

@@ -27,6 +27,10 @@ RUNTIMES = {
     "onnxruntime": "deploy.runtimes.onnxruntime_runtime",
     "openvino": "deploy.runtimes.openvino_runtime",
     "litert": "deploy.runtimes.litert_runtime",
+    "tensorrt": "deploy.runtimes.tensorrt_runtime",
+    "ethosu": "deploy.runtimes.ethosu_runtime",
+    "rknn": "deploy.runtimes.rknn_runtime",
+    "qnn": "deploy.runtimes.qnn_runtime",
 }
 
 

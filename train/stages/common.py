@@ -68,7 +68,7 @@ def guide_of(teacher: Path | None, recipe: Recipe) -> Model | None:
     """The teacher to distil from: a saved model, or ``hf:<folder or hub id>``; None without one."""
     if teacher is None:
         return None
-    labels = index_clips(recipe.data.root).labels
+    labels = index_data(recipe.data).labels
     return load_teacher(teacher, labels, recipe.preprocess, recipe.data.frames)
 
 
