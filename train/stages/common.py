@@ -72,7 +72,7 @@ def guide_of(teacher: Path | None, recipe: Recipe) -> Model | None:
     return load_teacher(teacher, labels, recipe.preprocess, recipe.data.frames)
 
 
-def parents_of(**folders: Path | None) -> dict[str, str]:
+def parents_of(**folders: str | Path | None) -> dict[str, str]:
     """Hashes of the models a stage starts from."""
     return {name: fingerprint(folder) for name, folder in folders.items() if folder is not None}
 

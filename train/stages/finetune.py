@@ -65,7 +65,8 @@ def finetune(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
             return {}
         return {"test": judge_split(model, data.index, "test", recipe.preprocess, config.views, out / "figures")}
 
-    return run_stage("finetune", recipe, ("teacher", "finetune"), parents_of(init=init), out, "teacher", work, report)
+    parents = parents_of(init=init or recipe.teacher.pretrained)
+    return run_stage("finetune", recipe, ("teacher", "finetune"), parents, out, "teacher", work, report)
 
 
 def _task(recipe: Recipe, data: Data) -> Task:
