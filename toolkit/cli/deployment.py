@@ -2,12 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from toolkit.cli import app
 from toolkit.cli.options import Device, Json, RecipeFile, RuntimeNames, Set, Threads, names, recipe_of, say
+
+if TYPE_CHECKING:
+    from toolkit.bundle import Bundle
 
 __all__: list[str] = []
 
@@ -92,20 +95,39 @@ def bench(
 ) -> None:  # fmt: skip
     """Latency of one step, p50/p95/p99, artefacts in interleaved rounds.
 
-    Example: **vidon bench door.vidon --all --threads 1**
+    With **--all**: every runtime, precision and number of threads that works here, with memory, load time and parity;
+    the fastest is kept for this machine and used whenever the bundle is opened without naming an artefact.
+
+    Example: **vidon bench door.vidon --all**
     """
-    from deploy.runtimes import pick, working
+    from deploy.runtimes import pick
     from toolkit.bundle import open_bundle
     from toolkit.cli.road import bench_bundle, latencies_of
 
     opened = open_bundle(bundle)
-    keys = working(opened)[0] if all_ else artefact or [pick(opened, None).key]
-    rows = latencies_of(bench_bundle(opened, keys, steps, threads))
+    if all_:
+        _bench_all(opened, steps, threads, as_json)
+        return
+    rows = latencies_of(bench_bundle(opened, artefact or [pick(opened, None).key], steps, threads))
     lines = [
         f"{k:18s} p50 {r['p50_ms']:7.2f} ms   p95 {r['p95_ms']:7.2f} ms   {r['fps']:7.0f} frames/s"
         for k, r in rows.items()
     ]
     say(as_json, rows, "\n".join(lines))
+
+
+def _bench_all(bundle: "Bundle", steps: int, threads: int | None, as_json: bool) -> None:
+    from deploy.sweep import sweep, table, winner
+    from toolkit.progress import note
+
+    rows = sweep(bundle, steps, (threads,) if threads else None)
+    choice = winner(bundle, rows)
+    for row in rows:
+        if "error" in row:
+            note(f"{row['artefact']} {row['form'] or ''}: {row['error']}")
+    named = {f"{row['artefact']} {row['form'] or ''}".strip() + f" x{row['threads']}": row for row in rows}
+    found = {name: row for name, row in named.items() if "error" not in row}
+    say(as_json, found, f"{table(list(found.values()))}\nchosen: {choice.line}")
 
 
 @app.command()
@@ -177,9 +199,11 @@ def camera(
     Example: **vidon camera door.vidon --source 0**  or  **--source clip.mp4 --out annotated.mp4**
     """
     from deploy.camera import CameraOptions, run_camera
+    from deploy.choice import load_choice
     from deploy.runtimes import open_session
     from deploy.sinks import EventSink, Sink, VideoSink, WindowSink
     from toolkit.bundle import open_bundle
+    from toolkit.progress import note
 
     opened = open_bundle(bundle)
     sinks: list[Sink] = [VideoSink(out)] if out is not None else []
@@ -188,6 +212,9 @@ def camera(
     if not sinks and not as_json:
         sinks.append(WindowSink())
     session = open_session(opened, artefact, device=device, threads=threads)
+    choice = load_choice(opened) if artefact is None else None
+    if choice is not None:
+        note(choice.line)
     try:
         options = CameraOptions(realtime=realtime, frames=frames, duration_s=duration)
         summary = run_camera(source, opened, session, sinks, options)
