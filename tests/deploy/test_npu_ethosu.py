@@ -3,9 +3,7 @@
 import csv
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,22 +20,13 @@ from deploy.runtimes import Options, available, load
 from deploy.runtimes.ethosu_runtime import RUNTIME
 from deploy.targets import REFERENCE, TARGETS
 from deploy.verify import compare, replay
-from devices.tools import TOOLS, python_of
 from tests.deploy.conftest import streams
+from tests.deploy.tools import needs
 from toolkit.bundle import Artefact, Bundle
-from toolkit.errors import BundleError, MissingTool, ParityError, ToolError, UnavailableDevice, UserError
+from toolkit.errors import BundleError, ParityError, ToolError, UnavailableDevice, UserError
 from train.models.student import StreamStudent
 
 SAMPLES = Path(__file__).parent / "samples"
-
-
-def needs(name: str) -> Callable[[Any], Any]:
-    """Skip where the tool is not set up."""
-    try:
-        python_of(TOOLS[name])
-    except MissingTool as error:
-        return pytest.mark.skip(reason=str(error))
-    return lambda test: test
 
 
 @pytest.fixture(scope="module")
