@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from deploy.runtimes import RUNTIMES, Options, Streams, available, load, open_session
+from deploy.runtimes import Options, Streams, available, load, open_session
 from deploy.verify import compare, replay
 from tests.deploy.conftest import KEYS, streams
 from toolkit.bundle import Bundle
@@ -150,7 +150,7 @@ def test_an_unknown_device_names_those_there_are(bundle: Bundle, key: str) -> No
         open_session(bundle, key, device="npu9")
 
 
-@pytest.mark.parametrize("name", RUNTIMES)
+@pytest.mark.parametrize("name", LIBRARIES)
 def test_a_missing_library_names_the_extra(bundle: Bundle, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for library in LIBRARIES[name]:
         monkeypatch.setitem(sys.modules, library, None)

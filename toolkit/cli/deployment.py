@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from toolkit.cli import app
-from toolkit.cli.options import Device, Json, RecipeFile, RuntimeNames, Set, Threads, names, recipe_of, say
+from toolkit.cli.options import Device, Json, RecipeFile, RuntimeNames, Set, Targets, Threads, names, recipe_of, say
 
 if TYPE_CHECKING:
     from toolkit.bundle import Bundle
@@ -25,11 +25,14 @@ All = Annotated[bool, typer.Option("--all", help="Every artefact whose runtime w
 
 
 def _export(recipe: Path | None, model: Path, out: Path, overrides: list[str] | None, runtimes: str | None,
-            precisions: tuple[str, ...], as_json: bool) -> None:  # fmt: skip
+            precisions: tuple[str, ...], as_json: bool, target: str | None) -> None:  # fmt: skip
     from toolkit.cli.road import export_model
 
     settings = recipe_of(recipe, overrides)
-    bundle = export_model(settings, model, out, names(runtimes, settings.quantize.runtimes), precisions)
+    chips = names(target, ())
+    # A chip asked for by name decides its runtime: the recipe's processor runtimes then come only if named too.
+    chosen = names(runtimes, () if chips else settings.quantize.runtimes)
+    bundle = export_model(settings, model, out, chosen, precisions, chips)
     rows = {artefact.key: artefact.metrics for artefact in bundle.manifest.artefacts}
     say(as_json, {"bundle": str(out), "artefacts": rows}, f"{out}: {', '.join(rows)}")
 
@@ -38,25 +41,25 @@ def _export(recipe: Path | None, model: Path, out: Path, overrides: list[str] | 
 def export(
     model: ModelPath, recipe: RecipeFile = None, out: BundleOut = Path("model.vidon"), runtimes: RuntimeNames = None,
     precisions: Annotated[str, typer.Option(help="fp32, int8 or both.")] = "fp32", set_: Set = None,
-    as_json: Json = False,
+    target: Targets = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Export a trained model to a bundle; every file is checked against torch first.
 
-    Example: **vidon export runs/pruned recipe.toml --out door.vidon --runtimes onnxruntime,litert**
+    Example: **vidon export runs/pruned recipe.toml --out door.vidon --runtimes onnxruntime,litert --target u55-128**
     """
-    _export(recipe, model, out, set_, runtimes, names(precisions, ()), as_json)
+    _export(recipe, model, out, set_, runtimes, names(precisions, ()), as_json, target)
 
 
 @app.command()
 def quantize(
     model: ModelPath, recipe: RecipeFile = None, out: BundleOut = Path("model.vidon"), runtimes: RuntimeNames = None,
-    set_: Set = None, as_json: Json = False,
+    set_: Set = None, target: Targets = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Export in int8, calibrated on streams of the training clips with min-max ranges.
 
     Example: **vidon quantize runs/pruned recipe.toml --out door.vidon --set quantize.rollouts=32**
     """
-    _export(recipe, model, out, set_, runtimes, ("int8",), as_json)
+    _export(recipe, model, out, set_, runtimes, ("int8",), as_json, target)
 
 
 @app.command()
