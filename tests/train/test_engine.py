@@ -178,6 +178,7 @@ def test_a_run_leaves_what_is_needed_to_read_and_repeat_it(tmp_path: Path) -> No
     assert [epoch["epoch"] for epoch in epochs] == [1, 2]
     assert epochs[0]["loss"] == pytest.approx(sum(step["loss"] for step in steps[:3]) / 3)
     assert all(epoch["clips_per_s"] > 0 and 0 <= epoch["waiting"] <= 1 for epoch in epochs)
+    assert set(epochs[0]["seconds"]) == {"data", "forward", "backward", "optimizer", "other"}
     facts, summary = (json.loads((tmp_path / name).read_text()) for name in ("run.json", "summary.json"))
     assert (facts["seed"], facts["steps"], facts["processes"], facts["device"]) == (0, 6, 1, "cpu")
     assert facts["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]

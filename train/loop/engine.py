@@ -136,15 +136,19 @@ class _Run:
         values: dict[str, Tensor] = {}
         last = False
         while not last:
+            self.spent.lap("other")
             part, batch = self.feed.next()
+            self.spent.lap("data")
             last = part.last
             with world.part(last):
                 answer = world.call(self.plan.loss, batch, self._draw(part))
                 named = answer if isinstance(answer, dict) else {"loss": answer}
+                self.spent.lap("forward")
                 world.accelerator.backward(named["loss"] * part.weight)
             for name, value in named.items():
                 scaled = value.detach() * part.weight
                 values[name] = values[name] + scaled if name in values else scaled
+            self.spent.lap("backward")
         norm = world.clip(optim.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -153,7 +157,9 @@ class _Run:
             self.average.update(self.step)
         if self.plan.after_step is not None:
             self.plan.after_step(self.step)
+        self.spent.lap("optimizer")
         self.feed.prepare()
+        self.spent.lap("data")
         self._note_step(lr, values, norm)
 
     def _draw(self, part: Part) -> torch.Generator:
@@ -195,7 +201,7 @@ class _Run:
         record: dict[str, Any] = {"epoch": len(self.losses), "step": self.step, "loss": self.losses[-1]}
         if self.plan.validate is not None:
             record["validation"] = self._validate()
-        self.metrics.write({**record, **self.spent.since(self.step, self.order.batch, self.feed.waited_s)})
+        self.metrics.write({**record, **self.spent.epoch(self.step, self.order.batch)})
 
     def _validate(self) -> float:
         """Accuracy of the averaged weights if there are any, else of the weights; the best are kept."""

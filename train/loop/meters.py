@@ -78,24 +78,36 @@ class Metrics:
 
 
 class Spent:
-    """Where the time went since this process began and since the last epoch."""
+    """Where the time went: speed since this process began, and seconds by kind since the last epoch.
+
+    On a GPU the kinds other than ``data`` say when work was handed over, not when it was done.
+    """
 
     def __init__(self, step: int) -> None:
-        self.started_s = self._mark_s = time.monotonic()
+        self._started_s = self._mark_s = self._lap_s = time.perf_counter()
         self._first = self._mark_step = step
-        self._waited_s = 0.0
+        self._laps: dict[str, float] = {}
+
+    def lap(self, kind: str) -> None:
+        """What passed since the last call was spent on ``kind``."""
+        now_s = time.perf_counter()
+        self._laps[kind] = self._laps.get(kind, 0.0) + now_s - self._lap_s
+        self._lap_s = now_s
 
     def clips_per_s(self, step: int, batch: int) -> float:
         """Mean over this process's life."""
-        return (step - self._first) * batch / max(1e-9, time.monotonic() - self.started_s)
+        return (step - self._first) * batch / max(1e-9, time.perf_counter() - self._started_s)
 
-    def since(self, step: int, batch: int, waited_s: float) -> dict[str, float]:
-        """Throughput and the share of waiting for data since the last call."""
-        now_s = time.monotonic()
-        passed_s = max(1e-9, now_s - self._mark_s)
-        found = {"clips_per_s": (step - self._mark_step) * batch / passed_s,
-                 "waiting": (waited_s - self._waited_s) / passed_s}  # fmt: skip
-        self._mark_s, self._mark_step, self._waited_s = now_s, step, waited_s
+    def epoch(self, step: int, batch: int) -> dict[str, Any]:
+        """Throughput, the share of waiting for data, and seconds by kind since the last call."""
+        self.lap("other")
+        passed_s = max(1e-9, self._lap_s - self._mark_s)
+        found = {
+            "clips_per_s": (step - self._mark_step) * batch / passed_s,
+            "waiting": self._laps.get("data", 0.0) / passed_s,
+            "seconds": {kind: round(value, 6) for kind, value in self._laps.items()},
+        }
+        self._mark_s, self._mark_step, self._laps = self._lap_s, step, {}
         return found
 
 
