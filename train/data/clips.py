@@ -126,7 +126,7 @@ def _save(file: Path, pictures: npt.NDArray[np.uint8], good: npt.NDArray[np.int6
 
 
 def normalise(pictures: npt.NDArray[np.uint8] | Tensor, preprocess: Preprocess) -> Tensor:
-    """uint8 (..., H, W, 3) -> float32 (..., 3, H, W), bit-equal to ``Preprocess.normalise``, on the pictures' device."""
+    """uint8 (..., H, W, 3) -> float32 (..., 3, H, W) on the same device, bit-equal to ``Preprocess.normalise``."""
     if isinstance(pictures, Tensor) and pictures.device.type != "cpu":
         return normalise_on_device(pictures, preprocess)
     array = pictures.numpy() if isinstance(pictures, Tensor) else pictures

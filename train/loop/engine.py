@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import UserError
-from toolkit.files import writable_dir, write_json
+from toolkit.files import writable_dir
 from toolkit.progress import Bar, bar, note
 from train.data.batch import Source
 from train.loop import checkpoint
 from train.loop.curves import draw_curves
 from train.loop.feed import Feed, Order, Part
-from train.loop.meters import Metrics, Spent, write_facts
+from train.loop.meters import Metrics, Spent, write_facts, write_summary
 from train.loop.plan import Fit, Plan
 from train.loop.schedule import Average, make_optimizer, put, rate, seeded, snapshot
 from train.loop.world import World
@@ -107,7 +107,9 @@ class _Run:
         world.close()
         fit = Fit(tuple(self.losses), tuple(self.validation), max(self.validation, default=None))
         if world.main:
-            self._leave(fit)
+            speed = self.spent.clips_per_s(self.order.total, self.order.batch)
+            write_summary(self.out, self.order.total, fit, speed)
+            draw_curves(self.out)
         return fit
 
     def _steps(self, progress: Bar) -> None:
@@ -142,8 +144,8 @@ class _Run:
             last = part.last
             with world.part(last):
                 answer = world.call(self.plan.loss, batch, self._draw(part))
-                named = answer if isinstance(answer, dict) else {"loss": answer}
                 self.spent.lap("forward")
+                named = answer if isinstance(answer, dict) else {"loss": answer}
                 world.accelerator.backward(named["loss"] * part.weight)
             for name, value in named.items():
                 scaled = value.detach() * part.weight
@@ -244,11 +246,3 @@ class _Run:
             "steps": self.order.total, "clips": len(self.data), "device": str(self.world.device),
             "processes": self.world.processes, "parameters": sum(p.numel() for p in self.plan.model.parameters()),
         }  # fmt: skip
-
-    def _leave(self, fit: Fit) -> None:
-        draw_curves(self.out)
-        write_json(self.out / "summary.json", {
-            "steps": self.order.total, "loss": fit.losses[-1], "best": fit.best,
-            "validation": fit.validation[-1] if fit.validation else None,
-            "clips_per_s": self.spent.clips_per_s(self.order.total, self.order.batch),
-        })  # fmt: skip

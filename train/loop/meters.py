@@ -14,8 +14,9 @@ from typing import Any, Protocol
 from devices.machine import describe_machine
 from toolkit.errors import MissingDependency
 from toolkit.files import write_json, writing
+from train.loop.plan import Fit
 
-__all__ = ["Metrics", "Spent", "write_facts"]
+__all__ = ["Metrics", "Spent", "write_facts", "write_summary"]
 
 _PACKAGES = ("vidon", "torch", "accelerate", "safetensors", "numpy", "av", "transformers")
 
@@ -121,6 +122,13 @@ def write_facts(folder: Path, facts: dict[str, Any]) -> None:
             continue
     machine = describe_machine().model_dump(mode="json")
     write_json(folder / "run.json", {**facts, "versions": versions, "machine": machine})
+
+
+def write_summary(folder: Path, steps: int, fit: Fit, clips_per_s: float) -> None:
+    """``summary.json``: where the run ended."""
+    last = fit.validation[-1] if fit.validation else None
+    found = {"steps": steps, "loss": fit.losses[-1], "validation": last, "best": fit.best, "clips_per_s": clips_per_s}
+    write_json(folder / "summary.json", found)
 
 
 def _tensorboard(folder: Path, step: int) -> _Tracker:
