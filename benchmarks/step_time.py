@@ -10,6 +10,8 @@ Forward and backward of a small ViT, masked pretraining. ``waiting`` is what the
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,22 @@ def footage(root: Path, preprocess: Preprocess) -> Source:
     return VideoSource(Dataset(root, ("any",), clips), "train", preprocess, FRAMES)
 
 
+@dataclass(frozen=True)
+class First:
+    """The first ``count`` clips of a source, decoded by workers."""
+
+    source: Source
+    count: int
+    workers: bool = True
+
+    def __len__(self) -> int:
+        return min(len(self.source), self.count)
+
+    def batch(self, indices: Sequence[int], seed: int, views: int = 1) -> Batch:
+        """As the source gives it."""
+        return self.source.batch(indices, seed, views)
+
+
 def run(source: Source, workers: int, steps: int, preprocess: Preprocess) -> list[dict[str, Any]]:
     """Epoch lines of one run of ``steps`` steps an epoch and three epochs."""
     torch.manual_seed(0)
@@ -49,21 +67,10 @@ def run(source: Source, workers: int, steps: int, preprocess: Preprocess) -> lis
         value: torch.Tensor = model(clips, tube_mask(len(clips), vit.grid, 0.9, generator))
         return value
 
-    class Some:
-        """The first clips of the source, so that an epoch has ``steps`` steps."""
-
-        workers = True
-
-        def __len__(self) -> int:
-            return min(len(source), steps * BATCH)
-
-        def batch(self, indices: list[int], seed: int, views: int = 1) -> Batch:
-            return source.batch(indices, seed, views)
-
     optim = PretrainConfig(epochs=3, batch=BATCH, lr=1e-4)
     with tempfile.TemporaryDirectory() as folder:
         plan = Plan("step time", model, loss, optim, run=RunConfig(device="cpu", workers=workers))
-        fit(plan, Some(), Path(folder))
+        fit(plan, First(source, steps * BATCH), Path(folder))
         lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "lr" not in line]
 

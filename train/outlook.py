@@ -25,6 +25,7 @@ from train.loop.blocks import blocks_of
 from train.loop.feed import Order
 from train.models.store import build
 from train.models.student import StreamStudent
+from train.models.vit import TubeletViT
 from train.objectives.masked import MaskedAutoencoder, tube_mask
 from train.stages.common import card_of
 
@@ -101,6 +102,8 @@ def _stage(recipe: Recipe, stage: str, labels: tuple[str, ...]) -> tuple[nn.Modu
     if isinstance(model, StreamStudent):
         return model, lambda clip: model(clip).square().mean()
     if stage == "pretrain":
+        if not isinstance(model, TubeletViT):
+            raise UserError(f"masked pretraining hides tubelets, and {recipe.teacher.encoder} has none: use a ViT")
         config = recipe.pretrain
         whole = MaskedAutoencoder(model, config.decoder_dim, config.decoder_depth)
         with torch.device("cpu"):
