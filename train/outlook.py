@@ -21,8 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from toolkit.errors import UserError, nearest
 from toolkit.recipe import Recipe
+from train.loop.blocks import blocks_of
 from train.loop.feed import Order
-from train.loop.world import blocks_of
 from train.models.store import build
 from train.models.student import StreamStudent
 from train.objectives import Mixture, resolve
