@@ -139,11 +139,19 @@ class TeacherConfig(_Frozen):
 
 
 class PretrainConfig(_Optim):
-    """Masked video modelling (VideoMAE): tube masking at ``mask_ratio``, normalised pixel targets."""
+    """Self-supervised pretraining: ``objectives`` weighs them, ``settings`` holds what each one is told.
 
-    mask_ratio: float = Field(default=0.75, gt=0, lt=1)
-    decoder_dim: int = 96
-    decoder_depth: int = 2
+        [pretrain.objectives]
+        masked = 1.0
+        contrastive = 0.5
+        [pretrain.settings.contrastive]
+        momentum = 0.99
+
+    Which objectives and settings there are is known, and checked, where training starts (``train.objectives``).
+    """
+
+    objectives: dict[str, float] = {"masked": 1.0}
+    settings: dict[str, dict[str, Any]] = {}
 
 
 class FinetuneConfig(_Optim):

@@ -7,11 +7,14 @@ encoder sees visible tokens only. Tong et al. 2022, arXiv:2203.12602.
 from typing import Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from train.data.batch import Batch
 from train.models.vit import Block, TubeletViT, sincos_positions
+from train.objectives.features import Encoder, borrow
 
-__all__ = ["MaskedAutoencoder", "tube_mask"]
+__all__ = ["Config", "Masked", "MaskedAutoencoder", "build", "tube_mask", "unfit"]
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -83,3 +86,43 @@ class MaskedAutoencoder(nn.Module):
         wanted = self.targets(clip_BCTHW)[mask_BN].reshape(batch, asked.shape[1], -1)
         loss: Tensor = (self.predict(self.norm(decoded)) - wanted).square().mean()
         return loss
+
+
+class Config(BaseModel):
+    """``mask_ratio`` of the tubes is hidden; the decoder that is thrown away afterwards."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mask_ratio: float = Field(default=0.75, gt=0, lt=1)
+    decoder_dim: int = Field(default=96, ge=2)
+    decoder_depth: int = Field(default=2, ge=1)
+
+
+class Masked(nn.Module):
+    """Clips (B, V, C, T, H, W) -> loss over the first clip of each video."""
+
+    views = 1
+
+    def __init__(self, encoder: TubeletViT, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.autoencoder = MaskedAutoencoder(encoder, config.decoder_dim, config.decoder_depth)
+        borrow(self.autoencoder, encoder)
+
+    def forward(self, clips_BVCTHW: Tensor, generator: torch.Generator, batch: Batch) -> dict[str, Tensor]:
+        """New tubes are drawn for every clip."""
+        clip = clips_BVCTHW[:, 0]
+        mask = tube_mask(len(clip), self.autoencoder.encoder.grid, self.config.mask_ratio, generator)
+        return {"loss": self.autoencoder(clip, mask.to(clip.device))}
+
+
+def unfit(encoder: Encoder) -> str | None:
+    """Only a transformer can leave tokens out."""
+    if all(callable(getattr(encoder, part, None)) for part in ("tokens", "encode")) and hasattr(encoder, "grid"):
+        return None
+    return "tubes can only be hidden from an encoder of tokens (a tubelet ViT)"
+
+
+def build(encoder: TubeletViT, config: Config, clip: tuple[int, int, int, int]) -> Masked:
+    """The objective over clips of shape (C, T, H, W)."""
+    return Masked(encoder, config)

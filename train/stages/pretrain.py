@@ -1,41 +1,57 @@
-"""Self-supervised pretraining of the teacher's encoder."""
+"""Self-supervised pretraining of the teacher's encoder: one objective or several, labels are not used."""
 
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from toolkit.errors import UserError
 from toolkit.recipe import Recipe
 from train.data.batch import Batch
+from train.data.clips import Augment
 from train.loop import Plan, fit
 from train.models.pretrained import start_from
 from train.models.store import Model, build
-from train.models.vit import TubeletViT
-from train.objectives.masked import MaskedAutoencoder, tube_mask
+from train.objectives import Mixture, resolve
+from train.objectives.features import Encoder
 from train.stages.common import Data, card_of, run_stage
 
-__all__ = ["pretrain"]
+__all__ = ["pretrain", "view_clips"]
 
 
 def pretrain(recipe: Recipe, out: Path) -> Path:
-    """Masked video modelling of the teacher's encoder on the training clips; labels are not used."""
+    """Train the teacher's encoder on the training clips with the recipe's objectives.
+
+    Raises:
+        UserError: an unknown objective or setting, or one that does not apply to this encoder.
+    """
+    configs = resolve(recipe.pretrain.objectives, recipe.pretrain.settings)
+    settings = {name: config.model_dump(mode="json") for name, config in configs.items()}
+    recipe = recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update={"settings": settings})})
 
     def work(data: Data) -> Model:
         torch.manual_seed(recipe.pretrain.seed)
         teacher = build(card_of(recipe, "teacher", data.index.labels))
-        if not isinstance(teacher, TubeletViT):
-            raise UserError(f"masked pretraining needs a ViT: teacher.encoder is {recipe.teacher.encoder!r}")
+        assert isinstance(teacher, Encoder)
         start_from(teacher, recipe.teacher.pretrained)
-        model = MaskedAutoencoder(teacher, recipe.pretrain.decoder_dim, recipe.pretrain.decoder_depth)
+        clip = (3, recipe.data.frames, *recipe.preprocess.size)
+        model = Mixture(teacher, recipe.pretrain.objectives, configs, clip)
 
         def loss(batch: Batch, generator: torch.Generator) -> Tensor:
-            clips, _ = data.augment(batch.first, batch.labels, generator)
-            mask = tube_mask(len(clips), teacher.grid, recipe.pretrain.mask_ratio, generator)
-            value: Tensor = model(clips.transpose(1, 2), mask)
+            value: Tensor = model(view_clips(batch, data.augment, generator), generator, batch)["loss"]
             return value
 
-        fit(Plan("pretrain (masked)", model, loss, recipe.pretrain, run=recipe.run), data.train, out)
+        label = f"pretrain ({', '.join(recipe.pretrain.objectives)})"
+        fit(Plan(label, model, loss, recipe.pretrain, views=model.views, run=recipe.run), data.train, out)
         return teacher
 
     return run_stage("pretrain", recipe, ("teacher", "pretrain"), {}, out, "teacher", work)
+
+
+def view_clips(batch: Batch, augment: Augment, generator: torch.Generator) -> Tensor:
+    """All views of a batch as clips (B, V, C, T, H, W); the views of one video share one mild augmentation.
+
+    They are augmented as one long clip: a mirror image of one view but not of the other would say that left is right.
+    """
+    views = batch.pictures.shape[1]
+    clips, _ = augment(batch.pictures.flatten(1, 2), batch.labels, generator)
+    return clips.unflatten(1, (views, -1)).transpose(2, 3)

@@ -1,0 +1,59 @@
+"""From a latent back to a clip: transposed 3-D convolutions, as many as the sides need.
+
+Nothing but the latent is seen: no skip connection, no part of the clip.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["Bottleneck", "ClipDecoder", "strides"]
+
+
+def strides(small: tuple[int, ...], large: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Factors (t, h, w) of the growing steps, largest last, whose products reach ``large`` / ``small`` or just more.
+
+    >>> strides((1, 6, 6), (8, 48, 48))
+    [(2, 2, 2), (2, 2, 2), (2, 2, 2)]
+    >>> strides((4, 3, 3), (8, 48, 48))
+    [(1, 2, 2), (1, 2, 2), (1, 2, 2), (2, 2, 2)]
+    """
+    steps = [max(0, -(-big // little) - 1).bit_length() for little, big in zip(small, large, strict=True)]
+    return [tuple(2 if left > index else 1 for left in steps) for index in reversed(range(max(steps)))]
+
+
+class ClipDecoder(nn.Module):
+    """Latent (B, L, t, h, w) -> clip (B, 3, T, H, W)."""
+
+    def __init__(self, latent: int, small: tuple[int, int, int], large: tuple[int, int, int], width: int) -> None:
+        super().__init__()
+        self.large = large
+        growing = strides(small, large)
+        widths = [max(8, width // 2**index) for index in range(len(growing) + 1)]
+        layers: list[nn.Module] = [nn.Conv3d(latent, widths[0], 3, padding=1), nn.GELU()]
+        for index, stride in enumerate(growing):
+            kernel, padding = tuple(s + 2 for s in stride), (1, 1, 1)
+            layers += [nn.ConvTranspose3d(widths[index], widths[index + 1], kernel, stride, padding),
+                       nn.GroupNorm(1, widths[index + 1]), nn.GELU()]  # fmt: skip
+        self.layers = nn.Sequential(*layers)
+        self.pixels = nn.Conv3d(widths[-1], 3, 1)
+
+    def forward(self, latent_BLTHW: Tensor) -> Tensor:
+        """Sides that are no power-of-two multiple are resized at the end."""
+        clip: Tensor = self.pixels(self.layers(latent_BLTHW))
+        if tuple(clip.shape[2:]) != self.large:
+            clip = functional.interpolate(clip, self.large, mode="trilinear", align_corners=False)
+        return clip
+
+
+class Bottleneck(nn.Module):
+    """An encoder's feature map (B, D, t, h, w) -> latent of ``channels`` a place, or one vector if ``whole``."""
+
+    def __init__(self, width: int, channels: int, whole: bool) -> None:
+        super().__init__()
+        self.whole = whole
+        self.squeeze = nn.Conv3d(width, channels, 1)
+
+    def forward(self, map_BDTHW: Tensor) -> Tensor:
+        """(B, L, t, h, w), or (B, L, 1, 1, 1)."""
+        latent: Tensor = self.squeeze(map_BDTHW.mean((2, 3, 4), keepdim=True) if self.whole else map_BDTHW)
+        return latent
