@@ -220,11 +220,14 @@ def report(results: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
             for how in ("probe", "finetune"):
                 values = [run[how]["test"] for run in runs]
                 gains = [v - base[how]["test"] for v, base in zip(values, rows[RANDOM], strict=True)]
-                cells += [f"{np.mean(values):.3f} +- {np.std(values, ddof=1):.3f}",
-                          "" if row == RANDOM else f"{np.mean(gains):+.3f} ({min(gains):+.3f} .. {max(gains):+.3f})"]  # fmt: skip
+                cells.append(f"{np.mean(values):.3f} +- {np.std(values, ddof=1):.3f}")
+                cells.append("" if row == RANDOM else f"{np.mean(gains):+.3f} ({min(gains):+.3f} .. {max(gains):+.3f})")
             table.append([kind, row, *cells])
     columns = ["encoder", "pretraining", "linear probe", "gain", "fine-tuned", "gain"]
-    caption = f"Test accuracy, five classes, mean and spread over {len(SEEDS)} seeds; gain over the same seed's random weights, mean (least .. most)."
+    caption = (
+        f"Test accuracy, five classes, mean and spread over {len(SEEDS)} seeds; gain over the same seed's random "
+        "weights: mean (least .. most)."
+    )
     print(save("objectives", caption, columns, table, {"results": results}))
 
 

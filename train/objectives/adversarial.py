@@ -45,10 +45,14 @@ class Discriminator(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         widths = (6, width, 2 * width, 4 * width)
-        steps = ((1, 2, 2), (2, 2, 2), (2, 2, 2))
+        shapes = (
+            ((2, 4, 4), (2, 2, 2), (0, 1, 1)),
+            ((4, 4, 4), (2, 2, 2), (1, 1, 1)),
+            ((3, 4, 4), (1, 2, 2), (1, 1, 1)),
+        )
         self.layers = nn.ModuleList(
-            spectral_norm(nn.Conv3d(before, after, (3, 4, 4), step, 1))
-            for before, after, step in zip(widths, widths[1:], steps, strict=False)
+            spectral_norm(nn.Conv3d(before, after, *shape))
+            for before, after, shape in zip(widths, widths[1:], shapes, strict=False)
         )
         self.score = spectral_norm(nn.Conv3d(widths[-1], 1, 1))
 

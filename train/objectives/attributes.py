@@ -81,7 +81,7 @@ class Attributes(nn.Module):
         borrow(self, encoder)
         self.config = config
         classes = {"direction": config.sectors, "magnitude": len(config.bounds) + 1, "arrow": 2, "speed": 2}
-        asked = {name: classes[name] for name in config.asks}
+        asked: dict[str, int] = {name: classes[name] for name in config.asks}
         asked |= {f"column_{name}": count for name, count in config.columns.items()}
         width, _ = shapes(encoder, clip)
         self.heads = nn.ModuleDict({name: nn.Linear(width, count) for name, count in asked.items()})

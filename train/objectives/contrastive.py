@@ -111,6 +111,7 @@ class Contrastive(nn.Module):
     def _keys(self, clip_BCTHW: Tensor) -> Tensor:
         assert isinstance(self.follower, nn.ModuleList)
         encoder, projector = self.follower
+        assert isinstance(encoder, Encoder)
         return functional.normalize(projector(pooled(encoder, clip_BCTHW)), dim=1)
 
     @torch.no_grad()

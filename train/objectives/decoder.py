@@ -9,7 +9,7 @@ from torch.nn import functional
 __all__ = ["Bottleneck", "ClipDecoder", "strides"]
 
 
-def strides(small: tuple[int, ...], large: tuple[int, ...]) -> list[tuple[int, ...]]:
+def strides(small: tuple[int, int, int], large: tuple[int, int, int]) -> list[tuple[int, int, int]]:
     """Factors (t, h, w) of the growing steps, largest last, whose products reach ``large`` / ``small`` or just more.
 
     >>> strides((1, 6, 6), (8, 48, 48))
@@ -18,7 +18,8 @@ def strides(small: tuple[int, ...], large: tuple[int, ...]) -> list[tuple[int, .
     [(1, 2, 2), (1, 2, 2), (1, 2, 2), (2, 2, 2)]
     """
     steps = [max(0, -(-big // little) - 1).bit_length() for little, big in zip(small, large, strict=True)]
-    return [tuple(2 if left > index else 1 for left in steps) for index in reversed(range(max(steps)))]
+    t, h, w = ([2 if left > index else 1 for index in reversed(range(max(steps)))] for left in steps)
+    return list(zip(t, h, w, strict=True))
 
 
 class ClipDecoder(nn.Module):
@@ -27,19 +28,17 @@ class ClipDecoder(nn.Module):
     def __init__(self, latent: int, small: tuple[int, int, int], large: tuple[int, int, int], width: int) -> None:
         super().__init__()
         self.large = large
-        growing = strides(small, large)
-        widths = [max(8, width // 2**index) for index in range(len(growing) + 1)]
-        layers: list[nn.Module] = [nn.Conv3d(latent, widths[0], 3, padding=1), nn.GELU()]
-        for index, stride in enumerate(growing):
-            kernel, padding = tuple(s + 2 for s in stride), (1, 1, 1)
-            layers += [nn.ConvTranspose3d(widths[index], widths[index + 1], kernel, stride, padding),
-                       nn.GroupNorm(1, widths[index + 1]), nn.GELU()]  # fmt: skip
+        growing = strides(small, large) or [(1, 1, 1)]
+        widths = [max(8, width // 2**index) for index in range(len(growing))]
+        layers: list[nn.Module] = [nn.Conv3d(latent, widths[0], 3, padding=1)]
+        for before, after, (t, h, w) in zip(widths, [*widths[1:], 3], growing, strict=True):
+            layers += [nn.GroupNorm(1, before), nn.GELU(),
+                       nn.ConvTranspose3d(before, after, (t + 2, h + 2, w + 2), (t, h, w), 1)]  # fmt: skip
         self.layers = nn.Sequential(*layers)
-        self.pixels = nn.Conv3d(widths[-1], 3, 1)
 
     def forward(self, latent_BLTHW: Tensor) -> Tensor:
         """Sides that are no power-of-two multiple are resized at the end."""
-        clip: Tensor = self.pixels(self.layers(latent_BLTHW))
+        clip: Tensor = self.layers(latent_BLTHW)
         if tuple(clip.shape[2:]) != self.large:
             clip = functional.interpolate(clip, self.large, mode="trilinear", align_corners=False)
         return clip

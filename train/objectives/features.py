@@ -34,7 +34,7 @@ def feature_map(encoder: Encoder, clip_BCTHW: Tensor) -> Tensor:
     if features.ndim == 5:
         return features
     grid: tuple[int, ...] = encoder.grid  # type: ignore[attr-defined]
-    return features.transpose(1, 2).unflatten(2, grid)
+    return features.transpose(1, 2).reshape(len(features), -1, *grid)
 
 
 def pooled(encoder: Encoder, clip_BCTHW: Tensor) -> Tensor:

@@ -48,9 +48,9 @@ def block_flow(clip_BCTHW: Tensor, radius: int = 3, block: int = 8) -> tuple[Ten
     cost = torch.stack(costs)
     least, which = cost.min(0)
     table = torch.tensor(shifts, dtype=clip_BCTHW.dtype, device=clip_BCTHW.device)
-    flow = table[which].squeeze(1).unflatten(0, (batch, frames - 1)).permute(0, 4, 1, 2, 3)
+    flow = table[which].reshape(batch, frames - 1, *which.shape[2:], 2).permute(0, 4, 1, 2, 3)
     moving = (cost[0] - least > _EXPLAINED * cost[0]) & (cost[0] > _LEAST)
-    return flow, moving.squeeze(1).unflatten(0, (batch, frames - 1))
+    return flow, moving.reshape(batch, frames - 1, *which.shape[2:])
 
 
 def motion_of(clip_BCTHW: Tensor, radius: int = 3, block: int = 8) -> Motion:

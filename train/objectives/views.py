@@ -5,12 +5,17 @@ al. 2021, arXiv:2008.03800), because an augmentation that flickers destroys the 
 mirror by default: it would turn left into right.
 """
 
+import math
+
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
 __all__ = ["Strength", "strong"]
+
+_SUM = sum(math.exp(-0.5 * x * x) for x in range(-2, 3))
+_TAPS = tuple(math.exp(-0.5 * x * x) / _SUM for x in range(-2, 3))
 
 
 class Strength(BaseModel):
@@ -36,7 +41,8 @@ def strong(clip_BCTHW: Tensor, strength: Strength, generator: torch.Generator) -
     def draw(low: float, high: float) -> Tensor:
         return torch.empty(batch, 1, 1, 1, 1).uniform_(low, high, generator=generator).to(clip_BCTHW.device)
 
-    clip = _crop(clip_BCTHW, draw(strength.area, 1.0), draw(-0.3, 0.3), draw(-1, 1), draw(-1, 1),
+    aspect = min(0.3, -math.log(strength.area))
+    clip = _crop(clip_BCTHW, draw(strength.area, 1.0), draw(-aspect, aspect), draw(-1, 1), draw(-1, 1),
                  draw(0, 1) < strength.mirror)  # fmt: skip
     mean = clip.mean((1, 2, 3, 4), keepdim=True)
     clip = (clip - mean) * (1 + strength.colour * draw(-1, 1)) + mean + 0.5 * strength.colour * draw(-1, 1)
@@ -62,8 +68,9 @@ def _crop(clip_BCTHW: Tensor, area: Tensor, bend: Tensor, x: Tensor, y: Tensor, 
 
 def _blurred(clip_BCTHW: Tensor) -> Tensor:
     """Gaussian of sigma 1 pixel in every frame."""
-    tap = torch.exp(-0.5 * torch.arange(-2.0, 3.0, device=clip_BCTHW.device).square())
-    kernel = (tap[:, None] * tap[None] / tap.sum() ** 2)[None, None, None]
-    flat = clip_BCTHW.flatten(0, 1)[:, None]
-    padded = functional.pad(flat, (2, 2, 2, 2, 0, 0), mode="replicate")
-    return functional.conv3d(padded, kernel).reshape(clip_BCTHW.shape)
+    x = clip_BCTHW.flatten(0, 1)
+    for dim, pad in ((2, (0, 0, 2, 2)), (3, (2, 2, 0, 0))):
+        wide = functional.pad(x, pad, mode="replicate")
+        size = x.shape[dim]
+        x = torch.stack([tap * wide.narrow(dim, index, size) for index, tap in enumerate(_TAPS)]).sum(0)
+    return x.reshape(clip_BCTHW.shape)

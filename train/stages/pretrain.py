@@ -52,6 +52,6 @@ def view_clips(batch: Batch, augment: Augment, generator: torch.Generator) -> Te
 
     They are augmented as one long clip: a mirror image of one view but not of the other would say that left is right.
     """
-    views = batch.pictures.shape[1]
+    videos, views = batch.pictures.shape[:2]
     clips, _ = augment(batch.pictures.flatten(1, 2), batch.labels, generator)
-    return clips.unflatten(1, (views, -1)).transpose(2, 3)
+    return clips.reshape(videos, views, -1, *clips.shape[2:]).transpose(2, 3)
