@@ -26,7 +26,6 @@ from benchmarks.common import save
 from toolkit.cli.footage import FLIPS, FOOTAGE, LABELS, build_clips
 from toolkit.files import write_json
 from toolkit.preprocess import Preprocess
-from toolkit.progress import note
 from toolkit.recipe import FinetuneConfig, PretrainConfig, TeacherConfig
 from toolkit.video import read_frames
 from train.data.batch import Batch
@@ -39,9 +38,9 @@ from train.objectives.features import pooled
 from train.probe import STRENGTHS, fit_probe
 from train.stages.pretrain import view_clips
 
-PREPROCESS = Preprocess(size=(48, 48), fps=10)
+PREPROCESS = Preprocess(size=(32, 32), fps=10)
 FRAMES, LONG = 8, 12
-CLIP = (3, FRAMES, 48, 48)
+CLIP = (3, FRAMES, 32, 32)
 SEEDS = (0, 1, 2)
 RANDOM = "random weights"
 PRETRAIN = {"epochs": 5, "batch": 16, "lr": 1e-3}  # of 800 clips: 250 steps
@@ -103,8 +102,8 @@ def few(data: Pictures, seed: int) -> Pictures:
 def make_encoder(kind: str, seed: int) -> nn.Module:
     """A small encoder with the weights of its seed."""
     torch.manual_seed(seed)
-    config = TeacherConfig(dim=128, depth=4, heads=4, tubelet=(8, 8, 8), dropout=0.1)
-    return TubeletViT(config, len(LABELS), (3, 48, 48), FRAMES)
+    config = TeacherConfig(dim=64, depth=2, heads=4, tubelet=(8, 8, 8), dropout=0.1)
+    return TubeletViT(config, len(LABELS), (3, 32, 32), FRAMES)
 
 
 def pretrained(kind: str, row: str, seed: int, data: Windows, augment: Augment, work: Path) -> nn.Module:
@@ -115,14 +114,12 @@ def pretrained(kind: str, row: str, seed: int, data: Windows, augment: Augment, 
     weights, settings = ROWS[row]
     model = Mixture(encoder, weights, resolve(weights, settings), CLIP)
 
-    def loss(batch: Batch, generator: torch.Generator) -> torch.Tensor:
-        parts = model(view_clips(batch, augment, generator), generator, batch)
-        last.update({name: round(value.item(), 3) for name, value in parts.items()})
-        return parts["loss"]
+    def loss(batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return model(view_clips(batch, augment, generator), generator, batch)
 
-    last: dict[str, float] = {}
-    fit(Plan(f"{kind} {row} {seed}", model, loss, PretrainConfig(**PRETRAIN, seed=seed), views=model.views), data, work)
-    note(f"    {last}")
+    config = PretrainConfig(**PRETRAIN, seed=seed)
+    plan = Plan(f"{kind} {row} {seed}", model, loss, config, views=model.views, after_step=model.after_step)
+    fit(plan, data, work)
     return encoder
 
 

@@ -146,15 +146,15 @@ def _run(out: Path, stop_at: int | None = None) -> dict[str, Tensor]:
     augment = Augment(Preprocess(size=(16, 16)), ("a",), True, {})
     calls = [0]
 
-    def loss(batch: Batch, generator: torch.Generator) -> Tensor:
+    def loss(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         if calls[0] == stop_at:
             raise KeyboardInterrupt
         calls[0] += 1
-        value: Tensor = model(view_clips(batch, augment, generator), generator, batch)["loss"]
-        return value
+        parts: dict[str, Tensor] = model(view_clips(batch, augment, generator), generator, batch)
+        return parts
 
     config = PretrainConfig(epochs=2, batch=4, lr=1e-3)
-    fit(Plan("toy", model, loss, config, every_s=0.0, views=model.views), SOURCE, out)
+    fit(Plan("toy", model, loss, config, every_s=0.0, views=model.views, after_step=model.after_step), SOURCE, out)
     return model.state_dict()
 
 

@@ -74,12 +74,15 @@ def test_the_follower_has_no_gradient_and_follows_by_the_momentum() -> None:
         encoder.conv.weight.add_(1.0)
     clips = some_clips()
     model(clips, torch.Generator(), batch_of(clips))["loss"].backward()
+    assert torch.equal(model.state_dict()["follower.0.conv.weight"], before), "it waits for the optimiser's step"
+    model.follow()
     slow = model.state_dict()["follower.0.conv.weight"]
     assert torch.allclose(slow, 0.75 * before + 0.25 * encoder.conv.weight, atol=1e-6)
     assert not slow.requires_grad
+    kept = model.queue.clone()
     model.eval()
     model(clips, torch.Generator(), batch_of(clips))
-    assert torch.equal(slow, model.state_dict()["follower.0.conv.weight"]), "evaluation changes nothing"
+    assert torch.equal(kept, model.queue), "evaluation changes nothing"
 
 
 def test_the_queue_holds_the_newest_keys_and_wraps_around() -> None:

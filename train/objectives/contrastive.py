@@ -5,7 +5,8 @@ times (CVRL, Qian et al. 2021, arXiv:2008.03800). Without momentum every other c
 (SimCLR, arXiv:2002.05709); with it the keys come from a slowly following copy of the encoder, and a queue may hold
 keys of earlier batches (MoCo, He et al. 2020, arXiv:1911.05722). ``reversed`` adds each clip played backwards as a
 negative, so that the features must hold motion and not only the scene (after SCVRL, Dorkenwald et al. 2022,
-arXiv:2205.11710). Negatives are those of one process.
+arXiv:2205.11710). Negatives are those of one process and one part of an accumulated
+batch.
 """
 
 import copy
@@ -47,9 +48,12 @@ def info_nce(query_QD: Tensor, key_KD: Tensor, temperature: float, hidden_QK: Te
 
     Vectors have unit length. Where ``hidden`` is true, a key is no negative of that query.
     """
-    logits = (query_QD @ key_KD.T / temperature).masked_fill(hidden_QK, -torch.inf)
-    wanted = torch.arange(len(query_QD), device=query_QD.device)
-    return functional.cross_entropy(logits, wanted), (logits.argmax(1) == wanted).float().mean()
+    with torch.autocast(
+        query_QD.device.type, enabled=False
+    ):  # a temperature of 0.1 needs more than bf16's three digits
+        logits = (query_QD.float() @ key_KD.float().T / temperature).masked_fill(hidden_QK, -torch.inf)
+        wanted = torch.arange(len(query_QD), device=query_QD.device)
+        return functional.cross_entropy(logits, wanted), (logits.argmax(1) == wanted).float().mean()
 
 
 def _follower(module: nn.Module) -> nn.Module:
@@ -94,7 +98,6 @@ class Contrastive(nn.Module):
         if self.follower is None:
             keys = torch.cat([query, self._project(back)]) if len(back) else query
         else:
-            self._follow()
             with torch.no_grad():
                 keys = self._keys(torch.cat([clips, back]))
         own, rest = keys[: len(query)], keys[len(query) :]
@@ -115,11 +118,10 @@ class Contrastive(nn.Module):
         return functional.normalize(projector(pooled(encoder, clip_BCTHW)), dim=1)
 
     @torch.no_grad()
-    def _follow(self) -> None:
-        """Move the follower's weights a little towards the encoder's and the projector's; only while training."""
-        if not self.training:
+    def follow(self) -> None:
+        """Move the follower's weights a little towards the encoder's and the projector's."""
+        if self.follower is None:
             return
-        assert self.follower is not None
         assert isinstance(self.encoder, nn.Module)
         slow = dict(self.follower.named_buffers())
         for name, weight in nn.ModuleList([self.encoder, self.projector]).named_parameters():

@@ -31,6 +31,12 @@ class Mixture(nn.Module):
         self.objectives = nn.ModuleDict({n: build_objective(n, encoder, configs[n], clip) for n in weights})
         self.views = max(int(objective.views) for objective in self.objectives.values())  # type: ignore[arg-type]
 
+    def after_step(self, step: int) -> None:
+        """What follows the encoder, follows it now: called after each optimiser step."""
+        for objective in self.objectives.values():
+            if hasattr(objective, "follow"):
+                objective.follow()
+
     def forward(self, clips_BVCTHW: Tensor, generator: torch.Generator, batch: Batch) -> dict[str, Tensor]:
         """Each objective draws from the generator in the recipe's order."""
         found: dict[str, Tensor] = {"loss": clips_BVCTHW.new_zeros(())}

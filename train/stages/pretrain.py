@@ -36,12 +36,13 @@ def pretrain(recipe: Recipe, out: Path) -> Path:
         clip = (3, recipe.data.frames, *recipe.preprocess.size)
         model = Mixture(teacher, recipe.pretrain.objectives, configs, clip)
 
-        def loss(batch: Batch, generator: torch.Generator) -> Tensor:
-            value: Tensor = model(view_clips(batch, data.augment, generator), generator, batch)["loss"]
-            return value
+        def loss(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+            parts: dict[str, Tensor] = model(view_clips(batch, data.augment, generator), generator, batch)
+            return parts
 
         label = f"pretrain ({', '.join(recipe.pretrain.objectives)})"
-        fit(Plan(label, model, loss, recipe.pretrain, views=model.views, run=recipe.run), data.train, out)
+        plan = Plan(label, model, loss, recipe.pretrain, views=model.views, run=recipe.run, after_step=model.after_step)
+        fit(plan, data.train, out)
         return teacher
 
     return run_stage("pretrain", recipe, ("teacher", "pretrain"), {}, out, "teacher", work)
