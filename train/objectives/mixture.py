@@ -34,8 +34,9 @@ class Mixture(nn.Module):
     def after_step(self, step: int) -> None:
         """What follows the encoder, follows it now: called after each optimiser step."""
         for objective in self.objectives.values():
-            if hasattr(objective, "follow"):
-                objective.follow()
+            follow = getattr(objective, "follow", None)
+            if follow is not None:
+                follow()
 
     def forward(self, clips_BVCTHW: Tensor, generator: torch.Generator, batch: Batch) -> dict[str, Tensor]:
         """Each objective draws from the generator in the recipe's order."""
