@@ -19,6 +19,7 @@ from train.data.clips import Augment, Pictures
 from train.loop import Plan, fit
 from train.models.vit import TubeletViT
 from train.objectives import OBJECTIVES, Mixture, applying, resolve
+from train.objectives.features import Encoder
 from train.stages import pretrain
 from train.stages.pretrain import view_clips
 
@@ -52,7 +53,7 @@ def some_clips(count: int = 4, views: int = 2) -> Tensor:
     return torch.rand(count, views, *CLIP, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def mixture(encoder: Cnn | TubeletViT, weights: dict[str, float], settings: dict[str, dict[str, object]]) -> Mixture:
+def mixture(encoder: Encoder, weights: dict[str, float], settings: dict[str, dict[str, object]]) -> Mixture:
     return Mixture(encoder, weights, resolve(weights, settings), CLIP)
 
 
@@ -90,6 +91,23 @@ def test_tubes_cannot_be_hidden_from_a_cnn_and_the_message_names_what_applies() 
         "objective 'masked' does not apply to Cnn: tubes can only be hidden from an encoder of tokens (a tubelet ViT); "
         "use adversarial, attributes, autoencoder, contrastive"
     )
+
+
+def test_an_encoder_whose_tokens_have_no_place_is_reconstructed_from_one_vector() -> None:
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vit = vit()
+
+        def forward_features(self, clip_BCTHW: Tensor) -> Tensor:
+            return self.vit.forward_features(clip_BCTHW)
+
+    clips = some_clips()
+    for name in ("autoencoder", "adversarial"):
+        with pytest.raises(UserError, match=r"Bag does not say where its tokens lie in the clip: .*whole = true"):
+            mixture(Bag(), {name: 1.0}, {})
+        model = mixture(Bag(), {name: 1.0}, {name: {"whole": True}})
+        assert model(clips, torch.Generator(), batch_of(clips))["loss"].isfinite()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from toolkit.errors import UserError
 from train.data.batch import Batch
-from train.objectives.features import Encoder, borrow, pooled, shapes
+from train.objectives.features import Encoder, borrow, pooled, shape_of
 from train.objectives.motion import direction_class, motion_of
 
 __all__ = ["Attributes", "Config", "build", "played", "unfit"]
@@ -83,7 +83,7 @@ class Attributes(nn.Module):
         classes = {"direction": config.sectors, "magnitude": len(config.bounds) + 1, "arrow": 2, "speed": 2}
         asked: dict[str, int] = {name: classes[name] for name in config.asks}
         asked |= {f"column_{name}": count for name, count in config.columns.items()}
-        width, _ = shapes(encoder, clip)
+        (width,) = shape_of(pooled, encoder, clip)
         self.heads = nn.ModuleDict({name: nn.Linear(width, count) for name, count in asked.items()})
 
     def forward(self, clips_BVCTHW: Tensor, generator: torch.Generator, batch: Batch) -> dict[str, Tensor]:

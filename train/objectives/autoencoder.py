@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from train.data.batch import Batch
-from train.objectives.decoder import Bottleneck, ClipDecoder
-from train.objectives.features import Encoder, borrow, feature_map, shapes
+from train.objectives.decoder import ClipDecoder
+from train.objectives.features import Encoder, borrow, feature_map, pooled, shape_of
 
 __all__ = ["Autoencoder", "Config", "Reconstruction", "build", "errors", "unfit"]
 
@@ -43,14 +43,19 @@ class Reconstruction(nn.Module):
     def __init__(self, encoder: Encoder, latent: int, whole: bool, width: int, clip: tuple[int, int, int, int]) -> None:
         super().__init__()
         borrow(self, encoder)
-        _, (depth, *places) = shapes(encoder, clip)
-        small = (1, 1, 1) if whole else (places[0], places[1], places[2])
-        self.bottleneck = Bottleneck(depth, latent, whole)
-        self.decoder = ClipDecoder(latent, small, (clip[1], clip[2], clip[3]), width)
+        self.whole = whole
+        depth, *places = shape_of(pooled if whole else feature_map, encoder, clip)
+        t, h, w = places or (1, 1, 1)
+        self.squeeze = nn.Conv3d(depth, latent, 1)
+        self.decoder = ClipDecoder(latent, (t, h, w), (clip[1], clip[2], clip[3]), width)
 
     def forward(self, clip_BCTHW: Tensor) -> Tensor:
         """Through the latent only."""
-        made: Tensor = self.decoder(self.bottleneck(feature_map(self.encoder, clip_BCTHW)))
+        if self.whole:
+            features = pooled(self.encoder, clip_BCTHW)[:, :, None, None, None]
+        else:
+            features = feature_map(self.encoder, clip_BCTHW)
+        made: Tensor = self.decoder(self.squeeze(features))
         return made
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from train.data.batch import Batch
-from train.objectives.features import Encoder, borrow, pooled, shapes
+from train.objectives.features import Encoder, borrow, pooled, shape_of
 from train.objectives.views import Strength, strong
 
 __all__ = ["Config", "Contrastive", "build", "info_nce", "unfit"]
@@ -79,7 +79,7 @@ class Contrastive(nn.Module):
         super().__init__()
         borrow(self, encoder)
         self.config = config
-        width, _ = shapes(encoder, clip)
+        (width,) = shape_of(pooled, encoder, clip)
         self.projector = nn.Sequential(
             nn.Linear(width, config.hidden), nn.ReLU(inplace=True), nn.Linear(config.hidden, config.dim)
         )

@@ -6,7 +6,7 @@ Nothing but the latent is seen: no skip connection, no part of the clip.
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Bottleneck", "ClipDecoder", "strides"]
+__all__ = ["ClipDecoder", "strides"]
 
 
 def strides(small: tuple[int, int, int], large: tuple[int, int, int]) -> list[tuple[int, int, int]]:
@@ -42,17 +42,3 @@ class ClipDecoder(nn.Module):
         if tuple(clip.shape[2:]) != self.large:
             clip = functional.interpolate(clip, self.large, mode="trilinear", align_corners=False)
         return clip
-
-
-class Bottleneck(nn.Module):
-    """An encoder's feature map (B, D, t, h, w) -> latent of ``channels`` a place, or one vector if ``whole``."""
-
-    def __init__(self, width: int, channels: int, whole: bool) -> None:
-        super().__init__()
-        self.whole = whole
-        self.squeeze = nn.Conv3d(width, channels, 1)
-
-    def forward(self, map_BDTHW: Tensor) -> Tensor:
-        """(B, L, t, h, w), or (B, L, 1, 1, 1)."""
-        latent: Tensor = self.squeeze(map_BDTHW.mean((2, 3, 4), keepdim=True) if self.whole else map_BDTHW)
-        return latent

@@ -5,12 +5,15 @@ optimised once, however many objectives train it.
 Shapes: B batch, C = 3 channels, T frames, H, W picture, N tokens, D width, t, h, w feature map.
 """
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Encoder", "borrow", "feature_map", "pooled", "shapes"]
+from toolkit.errors import UserError
+
+__all__ = ["Encoder", "borrow", "feature_map", "pooled", "shape_of"]
 
 
 @runtime_checkable
@@ -29,11 +32,20 @@ def borrow(module: nn.Module, encoder: Encoder) -> None:
 
 
 def feature_map(encoder: Encoder, clip_BCTHW: Tensor) -> Tensor:
-    """Features in their places (B, D, t, h, w): tokens go back to the grid that they came from."""
+    """Features in their places (B, D, t, h, w): tokens go back to the grid that they came from.
+
+    Raises:
+        UserError: the encoder does not say where its tokens came from.
+    """
     features = encoder.forward_features(clip_BCTHW)
     if features.ndim == 5:
         return features
-    grid: tuple[int, ...] = encoder.grid  # type: ignore[attr-defined]
+    grid: tuple[int, ...] | None = getattr(encoder, "grid", None)
+    if grid is None:
+        raise UserError(
+            f"{type(encoder).__name__} does not say where its tokens lie in the clip: reconstruct from one vector, "
+            "with whole = true in the objective's settings"
+        )
     return features.transpose(1, 2).reshape(len(features), -1, *grid)
 
 
@@ -46,13 +58,12 @@ def pooled(encoder: Encoder, clip_BCTHW: Tensor) -> Tensor:
     return features.mean(1) if features.ndim == 3 else features.mean((2, 3, 4))
 
 
-def shapes(encoder: Encoder, clip: tuple[int, int, int, int]) -> tuple[int, tuple[int, int, int, int]]:
-    """Width D of ``pooled`` and shape (D, t, h, w) of ``feature_map`` for clips (C, T, H, W), found by trying."""
+def shape_of(see: Callable[[Encoder, Tensor], Tensor], encoder: Encoder, clip: tuple[int, int, int, int]) -> list[int]:
+    """The shape of what ``see`` (``pooled``, ``feature_map``) finds in one clip (C, T, H, W), without the batch."""
     assert isinstance(encoder, nn.Module)
     training = encoder.training
     encoder.eval()
     with torch.no_grad():
-        trial = torch.zeros(1, *clip, device=next(encoder.parameters()).device)
-        width, shape = pooled(encoder, trial).shape[1], feature_map(encoder, trial).shape
+        shape = see(encoder, torch.zeros(1, *clip, device=next(encoder.parameters()).device)).shape
     encoder.train(training)
-    return width, (shape[1], shape[2], shape[3], shape[4])
+    return list(shape[1:])

@@ -118,9 +118,11 @@ class Masked(nn.Module):
 
 def unfit(encoder: Encoder) -> str | None:
     """Only a transformer can leave tokens out."""
-    if all(callable(getattr(encoder, part, None)) for part in ("tokens", "encode")) and hasattr(encoder, "grid"):
-        return None
-    return "tubes can only be hidden from an encoder of tokens (a tubelet ViT)"
+    if not all(hasattr(encoder, part) for part in ("tokens", "encode", "grid")):
+        return "tubes can only be hidden from an encoder of tokens (a tubelet ViT)"
+    if getattr(getattr(encoder, "config", None), "attention", "joint") == "divided":
+        return "divided attention needs every token in its place (set teacher.attention to 'joint')"
+    return None
 
 
 def build(encoder: TubeletViT, config: Config, clip: tuple[int, int, int, int]) -> Masked:
