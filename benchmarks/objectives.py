@@ -32,7 +32,7 @@ from train.data.batch import Batch
 from train.data.clips import Augment, Pictures, load_pictures, normalise
 from train.data.index import index_clips
 from train.loop import Plan, fit
-from train.models.vit import TubeletViT
+from train.models.registry import make_encoder
 from train.objectives import Mixture, resolve
 from train.objectives.features import pooled
 from train.probe import STRENGTHS, fit_probe
@@ -46,6 +46,10 @@ RANDOM = "random weights"
 PRETRAIN = {"epochs": 5, "batch": 16, "lr": 1e-3}  # of 800 clips: 250 steps
 FINETUNE = {"epochs": 12, "batch": 16, "lr": 1e-3, "label_smoothing": 0.1}  # of 120 clips: 84 steps
 SHARE = 0.15
+ENCODERS = {
+    "vit": TeacherConfig(dim=64, depth=2, heads=4, tubelet=(8, 8, 8), dropout=0.1),
+    "r2plus1d": TeacherConfig(encoder="r2plus1d", width=0.0625, dropout=0.1),
+}
 
 #: objective(s) -> weights, settings. Chosen on the validation clips.
 ROWS: dict[str, tuple[dict[str, float], dict[str, dict[str, Any]]]] = {
@@ -99,16 +103,15 @@ def few(data: Pictures, seed: int) -> Pictures:
     return Pictures(data.pictures[chosen], data.labels[chosen], tuple(data.names[i] for i in chosen))
 
 
-def make_encoder(kind: str, seed: int) -> nn.Module:
+def fresh(kind: str, seed: int) -> nn.Module:
     """A small encoder with the weights of its seed."""
     torch.manual_seed(seed)
-    config = TeacherConfig(dim=64, depth=2, heads=4, tubelet=(8, 8, 8), dropout=0.1)
-    return TubeletViT(config, len(LABELS), (3, 32, 32), FRAMES)
+    return make_encoder(ENCODERS[kind], len(LABELS), PREPROCESS, FRAMES)
 
 
 def pretrained(kind: str, row: str, seed: int, data: Windows, augment: Augment, work: Path) -> nn.Module:
     """The encoder after pretraining with a row's objectives (or as it was born)."""
-    encoder = make_encoder(kind, seed)
+    encoder = fresh(kind, seed)
     if row == RANDOM:
         return encoder
     weights, settings = ROWS[row]

@@ -25,6 +25,7 @@ from train.loop.feed import Order
 from train.loop.world import blocks_of
 from train.models.store import build
 from train.models.student import StreamStudent
+from train.objectives import resolve
 from train.objectives.masked import MaskedAutoencoder, tube_mask
 from train.stages.common import card_of
 
@@ -101,12 +102,26 @@ def _stage(recipe: Recipe, stage: str, labels: tuple[str, ...]) -> tuple[nn.Modu
     if isinstance(model, StreamStudent):
         return model, lambda clip: model(clip).square().mean()
     if stage == "pretrain":
-        config = recipe.pretrain
-        whole = MaskedAutoencoder(model, config.decoder_dim, config.decoder_depth)
-        with torch.device("cpu"):
-            mask = tube_mask(1, model.grid, config.mask_ratio, torch.Generator().manual_seed(0))
-        return whole, lambda clip: whole(clip.transpose(1, 2), mask)
+        return _pretraining(recipe, model)
     return model, lambda clip: functional.cross_entropy(model(clip.transpose(1, 2)), torch.zeros(1, dtype=torch.long))
+
+
+def _pretraining(recipe: Recipe, encoder: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """Masked modelling with its decoder; other objectives by their passes of the encoder, without their own heads."""
+    configs: dict[str, Any] = resolve(recipe.pretrain.objectives, recipe.pretrain.settings)
+    masked = configs.pop("masked", None)
+    passes = sum(getattr(config, "passes", 1) for config in configs.values())
+
+    def plain(clip: Tensor) -> Tensor:
+        whole: Tensor = encoder.embed(clip.transpose(1, 2).repeat(passes, 1, 1, 1, 1)).square().mean()
+        return whole
+
+    if masked is None:
+        return encoder, plain
+    model = MaskedAutoencoder(encoder, masked.decoder_dim, masked.decoder_depth)
+    with torch.device("cpu"):
+        mask = tube_mask(1, encoder.grid, masked.mask_ratio, torch.Generator().manual_seed(0))
+    return model, lambda clip: model(clip.transpose(1, 2), mask) + (plain(clip) if passes else 0)
 
 
 def _measure(model: nn.Module, loss: Callable[[], Tensor], recompute: bool) -> tuple[float, float]:
