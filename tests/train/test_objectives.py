@@ -20,6 +20,7 @@ from train.loop import Plan, fit
 from train.models.vit import TubeletViT
 from train.objectives import OBJECTIVES, Mixture, applying, resolve
 from train.objectives.features import Encoder
+from train.outlook import outlook
 from train.stages import pretrain
 from train.stages.pretrain import view_clips
 
@@ -37,6 +38,9 @@ class Cnn(nn.Module):
     def forward_features(self, clip_BCTHW: Tensor) -> Tensor:
         out: Tensor = self.norm(self.conv(clip_BCTHW)).relu()
         return out
+
+    def embed(self, clip_BCTHW: Tensor) -> Tensor:
+        return self.forward_features(clip_BCTHW).mean((2, 3, 4))
 
 
 def vit() -> TubeletViT:
@@ -101,6 +105,9 @@ def test_an_encoder_whose_tokens_have_no_place_is_reconstructed_from_one_vector(
 
         def forward_features(self, clip_BCTHW: Tensor) -> Tensor:
             return self.vit.forward_features(clip_BCTHW)
+
+        def embed(self, clip_BCTHW: Tensor) -> Tensor:
+            return self.vit.embed(clip_BCTHW)
 
     clips = some_clips()
     for name in ("autoencoder", "adversarial"):
@@ -220,3 +227,15 @@ def test_the_stage_trains_a_mixture_and_saves_the_settings_it_used(tmp_path: Pat
     with pytest.raises(UserError, match="unknown objective"):
         pretrain(tiny_recipe(root, pretrain={"objectives": {"rotation": 1.0}}), tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_the_plan_counts_the_passes_of_the_objectives(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path)
+    plain, contrastive, both = (
+        outlook(
+            recipe.model_copy(update={"pretrain": PretrainConfig(objectives=weights)}), "pretrain", ("a", "b"), None
+        ).forward_gflops
+        for weights in ({"attributes": 1.0}, {"contrastive": 1.0}, {"attributes": 1.0, "masked": 1.0})
+    )
+    assert contrastive == pytest.approx(3 * plain, rel=1e-3)
+    assert both > plain

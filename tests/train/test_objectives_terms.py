@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.train.test_objectives import CLIP, Cnn, batch_of, some_clips, vit
-from train.objectives import adversarial, autoencoder, contrastive
+from train.objectives import adversarial, autoencoder, contrastive, masked
 from train.objectives.decoder import ClipDecoder, strides
 from train.objectives.views import Strength, strong
 
@@ -184,3 +184,16 @@ def test_the_gradient_penalty_of_a_linear_score_is_its_squared_slope() -> None:
     clip = some_clips()[:, 0]
     # The slope is 3/2 at two pixels of a clip: half of 2 * (3/2) ** 2.
     assert model.critic_terms(clip, clip)["r1"].item() == pytest.approx(2.25)
+
+
+def test_a_masked_answer_of_nothing_misses_all_change() -> None:
+    torch.manual_seed(0)
+    model = masked.build(vit(), masked.Config(decoder_dim=16, decoder_depth=1, change=0.5), CLIP)
+    with torch.no_grad():
+        for parameter in model.autoencoder.predict.parameters():
+            parameter.zero_()
+    clips = some_clips()
+    parts = model(clips, torch.Generator().manual_seed(0), batch_of(clips))
+    assert parts["change"].item() == pytest.approx(1.0, rel=1e-5)
+    assert parts["pixels"].item() == pytest.approx(1.0, abs=0.02), "targets have mean 0 and variance 1"
+    assert parts["loss"].item() == pytest.approx(parts["pixels"].item() + 0.5 * parts["change"].item(), rel=1e-6)

@@ -24,6 +24,10 @@ class Encoder(Protocol):
         """Tokens (B, N, D), or a feature map (B, D, t, h, w)."""
         ...
 
+    def embed(self, clip_BCTHW: Tensor) -> Tensor:
+        """Pooled features (B, D)."""
+        ...
+
 
 def borrow(module: nn.Module, encoder: Encoder) -> None:
     """Make ``module.encoder`` the encoder without registering it as a part of the module."""
@@ -50,12 +54,8 @@ def feature_map(encoder: Encoder, clip_BCTHW: Tensor) -> Tensor:
 
 
 def pooled(encoder: Encoder, clip_BCTHW: Tensor) -> Tensor:
-    """One vector a clip (B, D): the encoder's own ``embed`` where it has one, else the mean of its features."""
-    if hasattr(type(encoder), "embed"):
-        vector: Tensor = encoder.embed(clip_BCTHW)  # type: ignore[attr-defined]
-        return vector
-    features = encoder.forward_features(clip_BCTHW)
-    return features.mean(1) if features.ndim == 3 else features.mean((2, 3, 4))
+    """One vector a clip (B, D): what a head would see."""
+    return encoder.embed(clip_BCTHW)
 
 
 def shape_of(see: Callable[[Encoder, Tensor], Tensor], encoder: Encoder, clip: tuple[int, int, int, int]) -> list[int]:

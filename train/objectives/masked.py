@@ -73,6 +73,11 @@ class MaskedAutoencoder(nn.Module):
 
     def forward(self, clip_BCTHW: Tensor, mask_BN: Tensor) -> Tensor:
         """Mean squared error over the hidden tubelets (scalar)."""
+        made, wanted = self.answers(clip_BCTHW, mask_BN)
+        return (made - wanted).square().mean()
+
+    def answers(self, clip_BCTHW: Tensor, mask_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """What is predicted of the hidden tubelets, and what they hold: (B, M, 3 * t * h * w) both."""
         batch = clip_BCTHW.shape[0]
         tokens = self.encoder.tokens(clip_BCTHW)
         seen = self.encoder.encode(tokens[~mask_BN].reshape(batch, -1, tokens.shape[-1]))
@@ -84,18 +89,22 @@ class MaskedAutoencoder(nn.Module):
         asked = self.hidden_token + places[mask_BN].reshape(batch, -1, dim)
         decoded = self.decoder(torch.cat([shown, asked], 1))[:, shown.shape[1] :]
         wanted = self.targets(clip_BCTHW)[mask_BN].reshape(batch, asked.shape[1], -1)
-        loss: Tensor = (self.predict(self.norm(decoded)) - wanted).square().mean()
-        return loss
+        return self.predict(self.norm(decoded)), wanted
 
 
 class Config(BaseModel):
-    """``mask_ratio`` of the tubes is hidden; the decoder that is thrown away afterwards."""
+    """``mask_ratio`` of the tubes is hidden; the decoder that is thrown away afterwards.
+
+    ``change`` weighs the error of the changes from frame to frame within the hidden tubelets, in units of what
+    changes (after MotionMAE, Yang et al. 2022, arXiv:2210.04154): most pixels stand still, and they outweigh motion.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mask_ratio: float = Field(default=0.75, gt=0, lt=1)
     decoder_dim: int = Field(default=96, ge=2)
     decoder_depth: int = Field(default=2, ge=1)
+    change: float = Field(default=0.0, ge=0)
 
 
 class Masked(nn.Module):
@@ -113,7 +122,14 @@ class Masked(nn.Module):
         """New tubes are drawn for every clip."""
         clip = clips_BVCTHW[:, 0]
         mask = tube_mask(len(clip), self.autoencoder.encoder.grid, self.config.mask_ratio, generator)
-        return {"loss": self.autoencoder(clip, mask.to(clip.device))}
+        made, wanted = self.autoencoder.answers(clip, mask.to(clip.device))
+        pixels = (made - wanted).square().mean()
+        if not self.config.change:
+            return {"loss": pixels}
+        frames = (*made.shape[:2], self.autoencoder.encoder.config.tubelet[0], -1)
+        made_change, change = made.reshape(frames).diff(dim=2), wanted.reshape(frames).diff(dim=2)
+        missed = (made_change - change).square().mean() / change.square().mean().clamp(min=1e-6)
+        return {"loss": pixels + self.config.change * missed, "pixels": pixels, "change": missed}
 
 
 def unfit(encoder: Encoder) -> str | None:
