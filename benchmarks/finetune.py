@@ -141,8 +141,8 @@ def write(found: dict[str, list[dict[str, float]]], recipe: Recipe, tested: Path
     caption = (
         f"{counts['train']} labelled clips, {counts['val']} to choose on, {counts['test']} to test on, 5 classes; "
         f"{EPOCHS} epochs, mean ± standard deviation of {len(SEEDS)} seeds, each with its own pretraining; learning "
-        f"rate (of {len(RATES)}, with the first seed) and weights chosen on validation. k-NN, recall@1 and mAP need no "
-        "head: test clips ask the labelled ones by the encoder's pooled features."
+        f"rate (of {len(RATES)}, with the first seed) and weights chosen on validation. k-NN, recall@1 and mAP need "
+        "no head: test clips ask the labelled ones by the encoder's pooled features."
     )
     settings = recipe.model_dump(mode="json", exclude={"data": {"root"}})
     data = {"runs": found, "rates": RATES, "epochs": EPOCHS, "modes": MODES, "recipe": settings}
