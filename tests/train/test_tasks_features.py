@@ -16,6 +16,7 @@ from toolkit.preprocess import Preprocess
 from toolkit.recipe import StudentConfig
 from train import features as module
 from train.contact import contact_sheet
+from train.data.clip import Clip
 from train.evaluate import clip_answers
 from train.features import embed, extract, read_features, search
 from train.models import build, load_model
@@ -111,7 +112,7 @@ def test_a_plain_folder_of_videos_has_no_labels(teacher: Path, tmp_path: Path) -
     assert made.names == ("0.avi", "1.avi", "2.avi")
     assert made.labels.tolist() == [-1, -1, -1]
     hits = search(made, tmp_path / "plain" / "1.avi", 2)
-    assert (hits[0].rank, hits[0].name, hits[0].label) == (1, "1.avi", None)
+    assert (hits[0].rank, hits[0].name, hits[0].label) == (1, "1.avi", "")
     assert hits[0].cosine == pytest.approx(1.0, abs=1e-5)
     assert len(hits) == 2
 
@@ -142,8 +143,13 @@ def test_a_contact_sheet_has_a_row_for_each_clip_even_if_it_is_gone(root: Path, 
     from matplotlib.image import imread
 
     video = root / "val" / "left" / "val-left-0.avi"
-    one = contact_sheet(tmp_path / "one.png", [(video, "query")], 4, 10.0)
-    two = contact_sheet(tmp_path / "two.png", [(video, "query"), (tmp_path / "gone.avi", "1. left")], 4, 10.0)
+    one = contact_sheet(tmp_path / "one.png", [(Clip(video, "", "", ""), "query")], 4, 10.0)
+    two = contact_sheet(
+        tmp_path / "two.png",
+        [(Clip(video, "", "", ""), "query"), (Clip(tmp_path / "gone.avi", "", "", ""), "1"), (None, "2")],
+        4,
+        10.0,
+    )
     assert imread(two).shape[0] > 1.5 * imread(one).shape[0]
 
 
