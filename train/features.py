@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from toolkit.errors import UserError
 from toolkit.files import sha256, writable_dir, write_bytes
@@ -31,7 +31,7 @@ from train.data.clips import normalise
 from train.data.index import Dataset, index_data
 from train.data.targets import Targets
 from train.data.views import cut_views
-from train.evaluate import clip_answers
+from train.models.readout import AverageReadout
 from train.models.store import Loaded, Model, load_model
 from train.models.student import StreamStudent
 from train.tasks.retrieval import neighbours
@@ -75,26 +75,26 @@ class Hit:
 
 def embed(model: Model, clips_BTCHW: Tensor) -> Tensor:
     """Embeddings (B, D): the input of the last linear layer; its output is then the model's answer."""
+    with torch.no_grad():
+        if isinstance(model, StreamStudent):
+            return _embed_stream(model, clips_BTCHW)
+        seen: Tensor = model.embed(clips_BTCHW.transpose(1, 2))
+        return seen
+
+
+def _embed_stream(student: StreamStudent, clips_BTCHW: Tensor) -> Tensor:
+    """Mean over the frames after the warm-up of what the readout's linear layers see, joined."""
+    readout = student.readout
+    layers = [readout.head] if isinstance(readout, AverageReadout) else list(readout.heads)
     caught: list[Tensor] = []
-    hooks = [layer.register_forward_pre_hook(lambda _, given: caught.append(given[0])) for layer in _last(model)]
+    hooks = [layer.register_forward_pre_hook(lambda _, given: caught.append(given[0])) for layer in layers]
     try:
-        with torch.no_grad():
-            clip_answers(model, clips_BTCHW)
+        student(clips_BTCHW)
     finally:
         for hook in hooks:
             hook.remove()
-    seen = torch.cat([x.flatten(2).mean(2) if x.ndim > 2 else x for x in caught], 1)
-    if not isinstance(model, StreamStudent):
-        return seen
-    frames = clips_BTCHW.shape[1]
-    return clip_logits(seen.reshape(-1, frames, seen.shape[1]), model.contract().warmup)
-
-
-def _last(model: Model) -> list[nn.Module]:
-    if not isinstance(model, StreamStudent):
-        return [model.head]
-    readout: Any = model.readout
-    return [readout.head] if hasattr(readout, "head") else list(readout.heads)
+    seen = torch.cat(caught, 1)
+    return clip_logits(seen.reshape(*clips_BTCHW.shape[:2], seen.shape[1]), student.contract().warmup)
 
 
 def extract(folder: Path, data: Path, out: Path, batch: int = 16) -> Features:

@@ -35,11 +35,13 @@ def teacher(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finetune(tiny_recipe(root, finetune={"epochs": 1}), tmp_path_factory.mktemp("teacher"))
 
 
-def test_a_clip_models_answer_is_its_head_on_the_embedding(root: Path) -> None:
-    model = build(card_of(tiny_recipe(root), "teacher", ("left", "right"))).eval()
+@pytest.mark.parametrize("encoder", ["vit", "c3d", "i3d", "r2plus1d"])
+def test_a_clip_models_answer_is_its_head_on_the_embedding(encoder: str, root: Path) -> None:
+    recipe = tiny_recipe(root, teacher={"encoder": encoder, "width": 0.1})
+    model = build(card_of(recipe, "teacher", ("left", "right"))).eval()
     clips = torch.randn(3, 4, 3, SIDE, SIDE)
     seen = embed(model, clips)
-    assert seen.shape == (3, 32)
+    assert seen.shape == (3, model.width)
     torch.testing.assert_close(model.head(seen), clip_answers(model, clips))  # type: ignore[operator]
 
 

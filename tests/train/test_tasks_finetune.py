@@ -22,7 +22,7 @@ from train.data.index import index_clips
 from train.data.views import cut_views
 from train.evaluate import Answers, answer, answer_views
 from train.loop import Plan, fit
-from train.models import load_model
+from train.models import build, load_model, save_model
 from train.models.student import build_student
 from train.models.vit import TubeletViT
 from train.stages import distill, finetune, pretrain
@@ -108,6 +108,30 @@ def test_frozen_batch_norms_keep_their_statistics() -> None:
     rates = layer_rates(["stem", "block", "head"], FinetuneConfig(linear_probe=True))
     assert frozen_norms(model, rates) == [stem[1], model["block"]]
     assert frozen_norms(model, layer_rates(["stem", "block", "head"], FinetuneConfig())) == []
+
+
+def test_a_frozen_cnn_keeps_its_statistics_while_the_head_learns(root: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(root, teacher={"encoder": "r2plus1d", "width": 0.1}, finetune={"epochs": 1})
+    card = card_of(recipe, "teacher", ("left", "right"))
+    model = build(card)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            nn.init.uniform_(module.running_mean)  # type: ignore[arg-type]
+    save_model(tmp_path / "start", model, card)
+
+    def moved(settings: dict[str, object]) -> set[str]:
+        tuned = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update=settings)})
+        before, after = (
+            load_model(f).model.state_dict()
+            for f in (tmp_path / "start", finetune(tuned, tmp_path / "t", tmp_path / "start"))
+        )
+        return {name for name in after if not torch.equal(before[name], after[name])}
+
+    assert moved({"linear_probe": True}) == {"head.weight", "head.bias"}
+    partly = moved({"freeze": 2})
+    layers = model.layers()  # type: ignore[operator]
+    assert not any(name.startswith(tuple(f"{layer}." for layer in layers[:3])) for name in partly)
+    assert any("running_mean" in name and name.startswith(layers[3]) for name in partly)
 
 
 def test_the_test_split_is_answered_once_and_decides_nothing(root: Path, tmp_path: Path) -> None:
