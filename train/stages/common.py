@@ -104,7 +104,8 @@ def run_stage(
     model = work(data)
     if is_main():
         labels = data.index.labels
-        card = card_of(recipe, kind, labels).model_copy(update={"lineage": {"stage": name, "parents": parents}})
+        lineage = {"stage": name, "parents": parents, "multi_label": data.index.multi_label}
+        card = card_of(recipe, kind, labels).model_copy(update={"lineage": lineage})
         save_model(out, model, card)
         result: dict[str, Any] = {"key": key, "stage": name}
         if data.val is not None:
