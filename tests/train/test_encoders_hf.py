@@ -9,13 +9,14 @@ import torch
 import transformers
 
 from tests.train.synthetic import tiny_recipe, write_data
+from tests.train.test_encoders import layer_of
 from toolkit.errors import UserError
 from toolkit.preprocess import Preprocess
 from toolkit.recipe import TeacherConfig
 from train.data.clips import normalise
 from train.models import Card, load_model, save_model
 from train.models.hf import open_classifier
-from train.models.registry import Encoder, layer_of, make_encoder
+from train.models.registry import Encoder, make_encoder
 from train.models.store import load_teacher
 from train.stages import distill, finetune
 
