@@ -139,7 +139,7 @@ class TeacherConfig(_Frozen):
     merge: int = Field(default=0, ge=0)
     width: float = Field(default=1.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    pretrained: str | None = None
+    pretrained: str | None = Field(default=None, min_length=1)
     transformers: dict[str, Any] = {}
 
     @model_validator(mode="before")
