@@ -8,14 +8,13 @@ count.
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import save
+from benchmarks.common import cpu_seconds, save
 from toolkit.preprocess import Preprocess
 from toolkit.recipe import TeacherConfig
 from train.macs import Size, measure
@@ -51,17 +50,6 @@ def counted(model: ClipModel) -> Size:
     return size
 
 
-def timed(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of processor time of every call, taken in turn."""
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            begin = time.process_time()
-            call()
-            samples[name].append(time.process_time() - begin)
-    return samples
-
-
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -77,7 +65,7 @@ def main() -> None:
         model = make(name, settings, frames, side, classes)
         clip = torch.randn(1, 3, frames, side, side)
         calls[key] = torch.inference_mode()(lambda model=model, clip=clip: model(clip))
-    times = timed(calls, args.rounds)
+    times = cpu_seconds(calls, args.rounds)
     rows: list[list[Any]] = []
     for (_, _, frames, side, classes, paper), (key, size) in zip(CASES, sizes.items(), strict=True):
         rows.append([
