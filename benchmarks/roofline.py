@@ -195,7 +195,7 @@ def main() -> None:
     speeds = ", ".join(f"{mib:g} MiB {rate:.0f}" for mib, rate in found["bandwidth_gb_s"].items())
     caption = (
         f"Student of width {args.width:g} at {args.side} px, OpenVINO, one thread, best of {5 * args.rounds} steps. "
-        f"Peak fp32 {peaks['fp32']:.0f} GFLOP/s, int8 {peaks['int8']:.0f} GOP/s; copies in GB/s by working set: {speeds}."
+        f"Peak fp32 {peaks['fp32']:.0f} GFLOP/s, int8 {peaks['int8']:.0f} GOP/s; copies in GB/s by size: {speeds}."
     )
     found["layers"] = [[layer.kind, layer.macs, layer.values] for layer in layers]
     print(save("roofline", caption, columns, rows, found))

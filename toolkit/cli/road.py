@@ -25,8 +25,12 @@ def export_model(
     out: Path,
     runtimes: Sequence[str] | None = None,
     precisions: Sequence[str] | None = None,
+    batches: Sequence[int] = (),
 ) -> Bundle:
-    """Export a trained model folder into a bundle, calibrated on training streams, checked on validation streams."""
+    """Export a trained model folder into a bundle, calibrated on training streams, checked on validation streams.
+
+    ``batches`` are numbers of streams for which LiteRT gets files of its own.
+    """
     from deploy.export import export_bundle
     from toolkit.files import writable_dir
     from train.models import load_model
@@ -39,7 +43,7 @@ def export_model(
     return export_bundle(
         loaded.model, path=out, name=recipe.name, labels=loaded.card.labels, preprocess=loaded.card.preprocess,
         rollouts=rollouts, golden_frames=golden, runtimes=runtimes or recipe.quantize.runtimes,
-        precisions=precisions or recipe.quantize.precisions, lineage=_lineage(recipe, loaded),
+        precisions=precisions or recipe.quantize.precisions, lineage=_lineage(recipe, loaded), batches=batches,
     )  # fmt: skip
 
 
