@@ -26,8 +26,12 @@ def export_model(
     runtimes: Sequence[str] | None = None,
     precisions: Sequence[str] | None = None,
     targets: Sequence[str] = (),
+    batches: Sequence[int] = (),
 ) -> Bundle:
-    """Export a trained model folder into a bundle, calibrated on training streams, checked on validation streams."""
+    """Export a trained model folder into a bundle, calibrated on training streams, checked on validation streams.
+
+    ``batches`` are numbers of streams for which LiteRT gets files of its own.
+    """
     from deploy.export import export_bundle
     from toolkit.files import writable_dir
     from train.models import load_model
@@ -41,6 +45,7 @@ def export_model(
         loaded.model, path=out, name=recipe.name, labels=loaded.card.labels, preprocess=loaded.card.preprocess,
         rollouts=rollouts, golden_frames=golden, runtimes=recipe.quantize.runtimes if runtimes is None else runtimes,
         precisions=precisions or recipe.quantize.precisions, lineage=_lineage(recipe, loaded), targets=targets,
+        batches=batches,
     )  # fmt: skip
 
 
