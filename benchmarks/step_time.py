@@ -99,7 +99,7 @@ def main() -> None:
         data[str(workers)] = lines
     millions = sum(parameter.numel() for parameter in autoencoder().parameters()) / 1e6
     caption = (
-        f"Masked pretraining of {millions:.1f} million parameters, clips {FRAMES}x{SIDE}x{SIDE} decoded from real footage, "
+        f"Masked pretraining of {millions:.1f} million parameters, clips {FRAMES}x{SIDE}x{SIDE} of real footage, "
         f"batch {BATCH}, one training thread; share of each step's time."
     )
     path = save("step_time", caption, ["decoding workers", "ms a step", *KINDS], rows, data)

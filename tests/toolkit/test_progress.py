@@ -1,6 +1,7 @@
 """Where there is no terminal a long work still says from time to time how far it is."""
 
 import pytest
+from rich.console import Console
 
 from toolkit import progress
 
@@ -9,7 +10,7 @@ def test_a_log_file_gets_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "_LINE_EVERY_S", -1.0)
-    monkeypatch.setattr(progress, "console", progress.Console(stderr=True, highlight=False))
+    monkeypatch.setattr(progress, "console", Console(stderr=True, highlight=False))
     with progress.bar("train", 10) as running:
         running.advance(4, "loss 0.5")
     errors = capsys.readouterr().err
