@@ -174,7 +174,7 @@ def _decode_all(
                 rows.append(answer)
     _report(broken, len(clips), data.root, broken_share)
     return _Held(
-        np.stack([row.pictures for row, _ in rows]), np.asarray(good, np.int64),
+        np.stack([np.stack(row.pictures) for row, _ in rows]), np.asarray(good, np.int64),
         np.stack([row.frames for row, _ in rows]), np.asarray([row.size for row, _ in rows], np.int64),
         np.asarray([count for _, count in rows], np.int64),
     )  # fmt: skip
@@ -194,7 +194,7 @@ def _decode(clip: Clip, preprocess: Preprocess, length: int) -> tuple[Decoded, i
     start = max(0, (total - length) // 2)
     ticks = np.minimum(np.arange(start, start + length), total - 1)
     numbers = decoded.frames[ticks] if len(decoded.frames) else np.zeros(length, np.int64)
-    return Decoded(decoded.pictures[ticks], numbers, decoded.size), min(total, length)
+    return Decoded([decoded.pictures[tick] for tick in ticks], numbers, decoded.size), min(total, length)
 
 
 def _report(broken: list[str], total: int, root: Path, share: float) -> None:

@@ -53,7 +53,7 @@ class _Images:
         if any(frame.shape != first.shape for frame in frames.values()):
             raise UserError(f"pictures in {self._images[0].parent} are of different sizes: a clip needs one")
         pictures = {number: preprocess.picture(frame) for number, frame in frames.items()}
-        return Decoded(np.stack([pictures[int(n)] for n in numbers]), numbers, (first.shape[0], first.shape[1]))
+        return Decoded([pictures[int(n)] for n in numbers], numbers, (first.shape[0], first.shape[1]))
 
 
 def _picture(path: Path) -> np.ndarray:
