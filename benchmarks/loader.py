@@ -116,10 +116,10 @@ def main() -> None:
     for workers in args.workers:
         with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
             calls: list[Callable[[], tuple[float, ...]]] = [
-                lambda: (bare_rate(paths, workers, False, pool),),
-                lambda: (bare_rate(paths, workers, True, pool),),
-                lambda: loader_rate(data, 10 * seconds, workers),
-                lambda: loader_rate(data, 16, workers),
+                lambda n=workers, p=pool: (bare_rate(paths, n, False, p),),
+                lambda n=workers, p=pool: (bare_rate(paths, n, True, p),),
+                lambda n=workers: loader_rate(data, 10 * seconds, n),
+                lambda n=workers: loader_rate(data, 16, n),
             ]
             ways = dict(zip(WAYS, calls, strict=True))
             bare_rate(paths, workers, True, pool)

@@ -105,7 +105,7 @@ class FrameSampler:
         self._done = done
 
     def first(self, times_s: npt.NDArray[np.float64], ticks: Sequence[int]) -> npt.NDArray[np.int64]:
-        """Of frames shown at rising ``times_s``, the number of the one that answers for each tick; N where none does."""
+        """Of N frames shown at rising ``times_s``, the number of the one that answers for each tick, N for none."""
         start_s = float(times_s[0]) if self._start is None else self._start
         return np.searchsorted(np.floor((times_s - start_s + _EPSILON_S) * self._fps), np.asarray(ticks))
 
