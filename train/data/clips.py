@@ -183,9 +183,8 @@ def _decode_all(
 def _decode(clip: Clip, preprocess: Preprocess, length: int) -> tuple[Decoded, int] | str:
     """The central ``length`` pictures, and how many of them are not repeats at the end; or what is wrong."""
     try:
-        if clip.plain and not clip.annotated:
-            decoded = Decoded(read_pictures(clip.path, preprocess, span=clip.span), np.zeros(0, np.int64), (0, 0))
-        else:
+        decoded = _board(clip, preprocess)
+        if decoded is None:
             with open_clip(clip) as video:
                 decoded = video.pictures(range(video.ticks(preprocess.fps, clip.span)), preprocess, clip.span)
     except UserError as error:
@@ -195,6 +194,16 @@ def _decode(clip: Clip, preprocess: Preprocess, length: int) -> tuple[Decoded, i
     ticks = np.minimum(np.arange(start, start + length), total - 1)
     numbers = decoded.frames[ticks] if len(decoded.frames) else np.zeros(length, np.int64)
     return Decoded([decoded.pictures[tick] for tick in ticks], numbers, decoded.size), min(total, length)
+
+
+def _board(clip: Clip, preprocess: Preprocess) -> Decoded | None:
+    """By the board's decoder; None where PyAV must do it: inside tars, with boxes, or a codec that OpenCV lacks."""
+    if not clip.plain or clip.annotated:
+        return None
+    try:
+        return Decoded(list(read_pictures(clip.path, preprocess, span=clip.span)), np.zeros(0, np.int64), (0, 0))
+    except UserError:
+        return None
 
 
 def _report(broken: list[str], total: int, root: Path, share: float) -> None:

@@ -50,7 +50,7 @@ class Timeline:
 class Decoded:
     """pictures: T of uint8 RGB (H, W, 3); frames: int64 (T,), each one's frame number; size: (H, W) of the video."""
 
-    pictures: Sequence[npt.NDArray[np.uint8]] | npt.NDArray[np.uint8]
+    pictures: Sequence[npt.NDArray[np.uint8]]
     frames: npt.NDArray[np.int64]
     size: tuple[int, int]
 

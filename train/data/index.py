@@ -127,7 +127,7 @@ def _refuse_name(clip: Clip) -> None:
     """Names that cannot be written down in UTF-8, or on one line, break lists and messages."""
     name = str(clip.path)
     if not name.isprintable():
-        shown = name.encode("utf-8", "backslashreplace").decode().encode("unicode_escape").decode()
+        shown = name.encode("unicode_escape").decode()
         raise UserError(f"the file name {shown} is not UTF-8 or holds control characters: rename it")
 
 
