@@ -28,11 +28,24 @@ from toolkit.errors import BundleError, UserError, nearest
 from toolkit.files import fresh_dir, sha256, write_text
 from toolkit.preprocess import Preprocess
 
-__all__ = ["SCHEMA", "SIGNATURE", "Artefact", "Bundle", "Golden", "Manifest", "create_bundle", "open_bundle", "seal"]
+__all__ = [
+    "SCHEMA",
+    "SIGNATURE",
+    "Artefact",
+    "Bundle",
+    "Evidence",
+    "Golden",
+    "Manifest",
+    "create_bundle",
+    "open_bundle",
+    "seal",
+]
 
 SCHEMA = 1
 SIGNATURE = "signature.json"
 Precision = Literal["fp32", "fp16", "int8"]
+#: How an artefact's answers were checked: by running it, in the vendor's simulator, or only its integer source.
+Evidence = Literal["measured", "simulated", "compiled"]
 
 
 class _Frozen(BaseModel):
@@ -40,17 +53,22 @@ class _Frozen(BaseModel):
 
 
 class Artefact(_Frozen):
-    """One compiled file set for one runtime and precision, in ``models/<runtime>-<precision>/``."""
+    """One compiled file set for one runtime and precision, in ``models/<runtime>-<precision>[-<target>]/``.
+
+    ``target`` is the chip that it was compiled for, if for one only.
+    """
 
     runtime: str
     precision: Precision
     entry: str
     metrics: dict[str, float] = {}
+    target: str = ""
+    evidence: Evidence = "measured"
 
     @property
     def key(self) -> str:
-        """``<runtime>-<precision>``, unique in a bundle."""
-        return f"{self.runtime}-{self.precision}"
+        """``<runtime>-<precision>`` or ``<runtime>-<precision>-<target>``, unique in a bundle."""
+        return "-".join(part for part in (self.runtime, self.precision, self.target) if part)
 
     @property
     def folder(self) -> str:

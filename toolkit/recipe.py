@@ -8,6 +8,7 @@ Unknown keys are refused with the nearest valid one; ``--set distill.epochs=5`` 
 resolved recipe is saved beside every result. Paths are relative to the recipe's own folder.
 """
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -47,14 +48,24 @@ _VITS: dict[str, dict[str, Any]] = {
 class DataConfig(_Frozen):
     """Where the labelled clips are and how a clip is cut from a video.
 
-    ``root`` is a folder ``<split>/<class>/*.mp4`` or ``<class>/*.mp4``, or a CSV with columns ``path,label`` and
-    optionally ``split`` (train/val/test) and ``group`` (clips of one group never straddle two splits).
-    ``frames`` is the clip length T at ``preprocess.fps``.
+    ``root`` is a folder ``<split>/<class>/*.mp4`` or ``<class>/*.mp4``, a CSV with columns ``path,label`` and
+    optionally ``split`` (train/val/test) and ``group`` (clips of one group never straddle two splits), or one of the
+    published layouts (``train.data.formats``), recognised by itself unless ``format`` names it; ``videos`` is where the
+    files of a list lie, if not beside it, ``fold`` which of several published splits.
+    ``frames`` is the clip length T at ``preprocess.fps``. ``source`` says where training clips come from: decoded once
+    into ``memory``, or decoded on demand from the ``files``; ``auto`` takes memory up to 2 GiB. ``device`` decodes
+    (``cpu``, or what PyAV knows here, such as ``cuda``). More than ``broken_share`` unreadable videos are an error.
     ``flips`` maps each label to the label of its mirror image; empty means that mirroring keeps labels, and
     ``mirror = false`` forbids mirroring.
     """
 
     root: Path = Path("data")
+    format: Literal["auto", "folders", "csv", "kinetics", "ucf101", "hmdb51", "something", "coco", "shards"] = "auto"
+    videos: Path | None = None
+    fold: int = Field(default=1, ge=1, le=3)
+    source: Literal["auto", "memory", "files"] = "auto"
+    device: str = "cpu"
+    broken_share: float = Field(default=0.2, ge=0, le=1)
     frames: int = Field(default=16, ge=1)
     mirror: bool = True
     flips: dict[str, str] = {}
@@ -261,10 +272,11 @@ def load_recipe(path: Path | None, overrides: tuple[str, ...] = ()) -> Recipe:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         raise UserError(_explain(error, path)) from error
-    if path is None or recipe.data.root.is_absolute() or _overridden(overrides, "data.root"):
+    if path is None:
         return recipe
-    rooted = recipe.data.model_copy(update={"root": path.parent / recipe.data.root})
-    return recipe.model_copy(update={"data": rooted})
+    rooted = {key: path.parent / value for key in ("root", "videos") if (value := getattr(recipe.data, key)) is not None
+              and not re.match("https?:/", value.as_posix()) and not _overridden(overrides, f"data.{key}")}  # fmt: skip
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=rooted)})
 
 
 def _overridden(overrides: tuple[str, ...], key: str) -> bool:

@@ -3,13 +3,23 @@
 import importlib
 from typing import cast
 
-from deploy.runtimes.base import Availability, Options, Runtime
+from deploy.runtimes.base import Availability, Options, Runtime, Streams
 from deploy.runtimes.window import WindowSession
 from toolkit.bundle import Artefact, Bundle
-from toolkit.contract import Session
 from toolkit.errors import BundleError, UserError, nearest
 
-__all__ = ["RUNTIMES", "Availability", "Options", "Runtime", "available", "load", "open_session", "pick", "working"]
+__all__ = [
+    "RUNTIMES",
+    "Availability",
+    "Options",
+    "Runtime",
+    "Streams",
+    "available",
+    "load",
+    "open_session",
+    "pick",
+    "working",
+]
 
 #: name -> module; each module has a ``RUNTIME``.
 RUNTIMES = {
@@ -17,6 +27,10 @@ RUNTIMES = {
     "onnxruntime": "deploy.runtimes.onnxruntime_runtime",
     "openvino": "deploy.runtimes.openvino_runtime",
     "litert": "deploy.runtimes.litert_runtime",
+    "tensorrt": "deploy.runtimes.tensorrt_runtime",
+    "ethosu": "deploy.runtimes.ethosu_runtime",
+    "rknn": "deploy.runtimes.rknn_runtime",
+    "qnn": "deploy.runtimes.qnn_runtime",
 }
 
 
@@ -67,15 +81,19 @@ def working(bundle: Bundle) -> tuple[list[str], dict[str, str]]:
     return [key for key, state in states.items() if state.ok], {k: s.why for k, s in states.items() if not s.ok}
 
 
-def open_session(bundle: Bundle, key: str | None = None, *, device: str = "cpu", threads: int | None = None) -> Session:
+def open_session(
+    bundle: Bundle, key: str | None = None, *, device: str = "cpu", threads: int | None = None, batch: int = 1,
+    options: Options | None = None,
+) -> Streams:  # fmt: skip
     """Open one artefact of a bundle as a session; a clip model comes with its sliding window.
+
+    ``options`` says more than ``device``, ``threads`` and ``batch`` do, and replaces them.
 
     Raises:
         UserError, MissingDependency, UnavailableDevice, BundleError: each in one line.
     """
     artefact = pick(bundle, key)
     contract = bundle.manifest.contract
-    session = load(artefact.runtime).open(
-        bundle.root / artefact.folder, artefact, contract, Options(device=device, threads=threads)
-    )
+    wanted = options or Options(device=device, threads=threads, batch=batch)
+    session = load(artefact.runtime).open(bundle.root / artefact.folder, artefact, contract, wanted)
     return WindowSession(session) if contract.kind == "clip" else session

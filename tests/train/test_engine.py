@@ -164,7 +164,7 @@ def test_what_is_frozen_stays_and_rates_are_scaled(tmp_path: Path) -> None:
     changed = {name for name, tensor in plan.model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert "head.bias" not in changed
     assert not any(name.startswith("blocks.0") for name in changed)
-    assert {"head.weight", "blocks.1.qkv.weight", "embed.weight"} <= changed
+    assert {"head.weight", "blocks.1.qkv.weight", "patch_embed.weight"} <= changed
 
 
 def test_a_run_leaves_what_is_needed_to_read_and_repeat_it(tmp_path: Path) -> None:

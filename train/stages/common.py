@@ -16,7 +16,7 @@ from toolkit.files import writable_dir, write_json, write_text
 from toolkit.progress import note
 from toolkit.recipe import Recipe
 from train.data.clips import Augment, Pictures, load_pictures
-from train.data.index import Dataset, index_clips
+from train.data.index import Dataset, index_data
 from train.evaluate import answer
 from train.loop import is_main, main_first, wait_for_all
 from train.models.store import Card, Model, fingerprint, load_teacher, save_model
@@ -40,10 +40,11 @@ def open_data(recipe: Recipe, cache: Path | None = None) -> Data:
     Raises:
         UserError: whatever is wrong with the data, in one line.
     """
-    index = index_clips(recipe.data.root)
-    train = load_pictures(index, "train", recipe.preprocess, recipe.data.frames, cache)
+    index = index_data(recipe.data)
+    frames, share = recipe.data.frames, recipe.data.broken_share
+    train = load_pictures(index, "train", recipe.preprocess, frames, cache, broken_share=share)
     has_val = any(clip.split == "val" for clip in index.clips)
-    val = load_pictures(index, "val", recipe.preprocess, recipe.data.frames, cache) if has_val else None
+    val = load_pictures(index, "val", recipe.preprocess, frames, cache, broken_share=share) if has_val else None
     augment = Augment(recipe.preprocess, index.labels, recipe.data.mirror, recipe.data.flips)
     return Data(index, train, val, augment)
 
@@ -67,7 +68,7 @@ def guide_of(teacher: Path | None, recipe: Recipe) -> Model | None:
     """The teacher to distil from: a saved model, or ``hf:<folder or hub id>``; None without one."""
     if teacher is None:
         return None
-    labels = index_clips(recipe.data.root).labels
+    labels = index_data(recipe.data).labels
     return load_teacher(teacher, labels, recipe.preprocess, recipe.data.frames)
 
 
@@ -87,8 +88,9 @@ def run_stage(
     resolved = json.loads(recipe.model_dump_json())
     decided = {key: resolved[key] for key in (*sections, "data", "preprocess")}
     decided["run"] = {key: resolved["run"][key] for key in ("precision", "accumulate")}  # the rest is how, not what
-    del decided["data"]["root"]  # the same clips under another path are the same data
-    clips = index_clips(recipe.data.root).digest()
+    for where in ("root", "videos", "device"):  # the same clips found elsewhere are the same data
+        del decided["data"][where]
+    clips = index_data(recipe.data).digest()
     text = json.dumps([name, decided, clips, parents], sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()
     done = out / "done.json"
