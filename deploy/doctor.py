@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from deploy.runtimes import RUNTIMES, available
+from devices.tools import TOOLS, Tool, python_of
+from toolkit.errors import MissingTool
 
 __all__ = ["Finding", "diagnose", "prescription"]
 
@@ -38,7 +40,17 @@ def diagnose() -> list[Finding]:
             found.append(Finding(name, "", False, None, why, fix.strip()))
         found += [Finding(name, device, True, state.version) for device in state.devices]
         found += [Finding(name, gap.device, False, state.version, gap.why, gap.fix) for gap in state.missing]
-    return found
+    return [*found, *(_of_tool(tool) for tool in TOOLS.values())]
+
+
+def _of_tool(tool: Tool) -> Finding:
+    """A vendor's tool, which has an environment of its own."""
+    try:
+        python_of(tool)
+    except MissingTool as error:
+        why, _, fix = str(error).partition(": run  ")
+        return Finding("tool", tool.name, False, tool.version, why, fix)
+    return Finding("tool", tool.name, True, tool.version)
 
 
 def prescription(findings: Sequence[Finding]) -> str:

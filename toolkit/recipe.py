@@ -272,11 +272,21 @@ def load_recipe(path: Path | None, overrides: tuple[str, ...] = ()) -> Recipe:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         raise UserError(_explain(error, path)) from error
-    if path is None:
-        return recipe
-    rooted = {key: path.parent / value for key in ("root", "videos") if (value := getattr(recipe.data, key)) is not None
-              and not re.match("https?:/", value.as_posix()) and not _overridden(overrides, f"data.{key}")}  # fmt: skip
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update=rooted)})
+    return recipe if path is None else _rooted(recipe, path.parent, overrides)
+
+
+def _rooted(recipe: Recipe, folder: Path, overrides: tuple[str, ...]) -> Recipe:
+    """Paths of the file are relative to its folder; those of the command line are not. Hub names stay as they are."""
+    data = {key: folder / value for key in ("root", "videos") if (value := getattr(recipe.data, key)) is not None
+            and not re.match("https?:/", value.as_posix()) and not _overridden(overrides, f"data.{key}")}  # fmt: skip
+    teacher = {}
+    for key, mark in (("pretrained", ""), ("encoder", "hf:")):
+        name = getattr(recipe.teacher, key) or ""
+        beside = folder / name.removeprefix(mark)
+        if name and name.startswith(mark) and beside.exists() and not _overridden(overrides, f"teacher.{key}"):
+            teacher[key] = f"{mark}{beside}"
+    rooted = {"data": recipe.data.model_copy(update=data), "teacher": recipe.teacher.model_copy(update=teacher)}
+    return recipe.model_copy(update=rooted)
 
 
 def _overridden(overrides: tuple[str, ...], key: str) -> bool:

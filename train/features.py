@@ -2,12 +2,13 @@
 
 The embedding is what the model's last linear layer sees, so no training is needed: a clip model's pooled features,
 or a streaming student's mean over its frames after the warm-up. The file is safetensors: ``features`` float32
-(N, D), ``labels`` int64 (N,) (-1 without), and in its header the clips' names, the label names and the model's hash.
+(N, D), ``labels`` int64 (N,) (-1 without) or multi-hot float32 (N, K), and in its header the clips' names, the label
+names and the model's hash.
 """
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,31 +18,35 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from toolkit.errors import UserError
 from toolkit.files import sha256, writable_dir, write_bytes
 from toolkit.progress import note, track
+from toolkit.recipe import DataConfig
 from toolkit.video import VIDEO_SUFFIXES
 from train.compress.distill import clip_logits
+from train.data.clip import Clip
 from train.data.clips import normalise
-from train.data.index import index_clips
-from train.evaluate import clip_answers, cut_views
+from train.data.index import Dataset, index_data
+from train.data.targets import Targets
+from train.data.views import cut_views
+from train.models.readout import AverageReadout
 from train.models.store import Loaded, Model, load_model
 from train.models.student import StreamStudent
 from train.tasks.retrieval import neighbours
 
-__all__ = ["Features", "Hit", "embed", "extract", "read_features", "search"]
+__all__ = ["Features", "Hit", "clips_by_name", "embed", "extract", "read_features", "search"]
 
 _EVERY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """features (N, D), labels (N,) indices into ``label_names``; ``names`` are relative to ``root``."""
+    """features (N, D); labels (N,) indices into ``label_names``, or multi-hot (N, K); ``root`` is the data's path."""
 
     features: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int64]
+    labels: npt.NDArray[Any]
     names: tuple[str, ...]
     splits: tuple[str, ...]
     label_names: tuple[str, ...]
@@ -60,36 +65,36 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One found clip; ``cosine`` is 1 for the very same embedding."""
+    """One found clip; several labels are joined by ``;``; ``cosine`` is 1 for the very same embedding."""
 
     rank: int
     name: str
-    label: str | None
+    label: str
     cosine: float
 
 
 def embed(model: Model, clips_BTCHW: Tensor) -> Tensor:
     """Embeddings (B, D): the input of the last linear layer; its output is then the model's answer."""
+    with torch.no_grad():
+        if isinstance(model, StreamStudent):
+            return _embed_stream(model, clips_BTCHW)
+        seen: Tensor = model.embed(clips_BTCHW.transpose(1, 2))
+        return seen
+
+
+def _embed_stream(student: StreamStudent, clips_BTCHW: Tensor) -> Tensor:
+    """Mean over the frames after the warm-up of what the readout's linear layers see, joined."""
+    readout = student.readout
+    layers = [readout.head] if isinstance(readout, AverageReadout) else list(readout.heads)
     caught: list[Tensor] = []
-    hooks = [layer.register_forward_pre_hook(lambda _, given: caught.append(given[0])) for layer in _last(model)]
+    hooks = [layer.register_forward_pre_hook(lambda _, given: caught.append(given[0])) for layer in layers]
     try:
-        with torch.no_grad():
-            clip_answers(model, clips_BTCHW)
+        student(clips_BTCHW)
     finally:
         for hook in hooks:
             hook.remove()
-    seen = torch.cat([x.flatten(2).mean(2) if x.ndim > 2 else x for x in caught], 1)
-    if not isinstance(model, StreamStudent):
-        return seen
-    frames = clips_BTCHW.shape[1]
-    return clip_logits(seen.reshape(-1, frames, seen.shape[1]), model.contract().warmup)
-
-
-def _last(model: Model) -> list[nn.Module]:
-    if not isinstance(model, StreamStudent):
-        return [model.head]
-    readout: Any = model.readout
-    return [readout.head] if hasattr(readout, "head") else list(readout.heads)
+    seen = torch.cat(caught, 1)
+    return clip_logits(seen.reshape(*clips_BTCHW.shape[:2], seen.shape[1]), student.contract().warmup)
 
 
 def extract(folder: Path, data: Path, out: Path, batch: int = 16) -> Features:
@@ -101,57 +106,57 @@ def extract(folder: Path, data: Path, out: Path, batch: int = 16) -> Features:
         UserError: missing model or data, or no video can be read.
     """
     loaded = load_model(folder)
-    clips, label_names = _clips_of(data)
-    base = data if data.is_dir() else data.parent
+    index = _index(data)
+    named = _named(index)
     writable_dir(out.parent)
     partial = out.with_name(f".{out.name}.partial")
     header = {
         "model": str(folder.resolve()), "model_sha256": sha256(folder / "model.safetensors"),
-        "root": str(base.resolve()), "label_names": list(label_names),
+        "root": str(data.resolve()), "label_names": list(index.labels),
     }  # fmt: skip
     done = _resume(partial, header)
     broken: list[str] = []
     saved_s = time.monotonic()
-    waiting = [clip for clip in clips if clip[0] not in done]
+    waiting = [name for name in named if name not in done]
     for start in track(range(0, len(waiting), batch), "embed", -(-len(waiting) // batch)):
-        chunk = waiting[start : start + batch]
-        done |= _embed_chunk(loaded, base, chunk, broken)
-        if time.monotonic() - saved_s > _EVERY_S:
-            _write(partial, header, done, clips)
+        chunk = {name: named[name] for name in waiting[start : start + batch]}
+        done |= _embed_chunk(loaded, chunk, broken)
+        if done and time.monotonic() - saved_s > _EVERY_S:
+            _write(partial, header, done, index, named)
             saved_s = time.monotonic()
     if not done:
-        raise UserError(f"none of the {len(clips)} videos of {data} can be read; the first: {broken[0]}")
+        raise UserError(f"none of the {len(named)} videos of {data} can be read; the first: {broken[0]}")
     if broken:
-        note(f"left out {len(broken)} broken of {len(clips)} videos: " + "; ".join(broken[:5]))
-    _write(out, header, done, clips)
+        note(f"left out {len(broken)} broken of {len(named)} videos: " + "; ".join(broken[:5]))
+    _write(out, header, done, index, named)
     partial.unlink(missing_ok=True)
     return read_features(out)
 
 
-_Row = tuple[str, int, str]  # name relative to the data, label or -1, split
+def clips_by_name(data: Path) -> dict[str, Clip]:
+    """The clips of ``data`` by the names that stand in its features."""
+    return _named(_index(data))
 
 
-def _clips_of(data: Path) -> tuple[list[_Row], tuple[str, ...]]:
-    direct = sorted(p for p in data.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES) if data.is_dir() else []
-    if direct:
-        return [(path.name, -1, "") for path in direct], ()
-    index = index_clips(data, splits="given")
-    base = data if data.is_dir() else data.parent
-    rows = [(_name(clip.path, base), index.labels.index(clip.label), clip.split) for clip in index.clips]
-    return rows, index.labels
+def _index(data: Path) -> Dataset:
+    """Data of any format, or a folder that holds videos and no classes."""
+    loose = sorted(p for p in data.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES) if data.is_dir() else []
+    if loose:
+        return Dataset(data, (), tuple(Clip(path, "", "", path.stem) for path in loose))
+    return index_data(DataConfig(root=data), splits="given", labelled=False)
 
 
-def _name(path: Path, base: Path) -> str:
-    return path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path.resolve())
+def _named(index: Dataset) -> dict[str, Clip]:
+    """Names relative to the data where clips lie under it."""
+    base = f"{index.root if index.root.is_dir() else index.root.parent}/"
+    return {clip.name.removeprefix(base): clip for clip in index.clips}
 
 
-def _embed_chunk(
-    loaded: Loaded, base: Path, chunk: Sequence[_Row], broken: list[str]
-) -> dict[str, npt.NDArray[np.float32]]:
+def _embed_chunk(loaded: Loaded, chunk: Mapping[str, Clip], broken: list[str]) -> dict[str, npt.NDArray[np.float32]]:
     names, pictures = [], []
-    for name, _, _ in chunk:
+    for name, clip in chunk.items():
         try:
-            pictures.append(cut_views(base / name, loaded.card.preprocess, loaded.card.frames)[0])
+            pictures.append(cut_views(clip, loaded.card.preprocess, loaded.card.frames)[0])
             names.append(name)
         except UserError as error:
             broken.append(str(error))
@@ -161,14 +166,19 @@ def _embed_chunk(
     return dict(zip(names, features, strict=True))
 
 
-def _write(path: Path, header: dict[str, Any], done: dict[str, npt.NDArray[np.float32]], clips: Sequence[_Row]) -> None:
-    kept = [clip for clip in clips if clip[0] in done]
+def _write(
+    path: Path, header: dict[str, Any], done: dict[str, npt.NDArray[np.float32]], index: Dataset,
+    named: dict[str, Clip],
+) -> None:  # fmt: skip
+    names = [name for name in named if name in done]
+    clips = [named[name] for name in names]
+    labels = Targets.of(index, clips).labels if index.labels else np.full(len(clips), -1, np.int64)
     tensors = {
-        "features": torch.from_numpy(np.stack([done[name] for name, _, _ in kept])),
-        "labels": torch.tensor([label for _, label, _ in kept], dtype=torch.int64),
+        "features": torch.from_numpy(np.stack([done[name] for name in names])),
+        "labels": torch.from_numpy(labels),
     }
-    clip_names = {"names": [name for name, _, _ in kept], "splits": [split for _, _, split in kept]}
-    write_bytes(path, save(tensors, metadata={"vidon": json.dumps({**header, **clip_names})}))
+    about = {**header, "names": names, "splits": [clip.split for clip in clips]}
+    write_bytes(path, save(tensors, metadata={"vidon": json.dumps(about)}))
 
 
 def _resume(partial: Path, header: dict[str, Any]) -> dict[str, npt.NDArray[np.float32]]:
@@ -216,7 +226,7 @@ def search(features: Features, clip: Path, top: int = 5, model: Path | None = No
     loaded = load_model(folder)
     if sha256(folder / "model.safetensors") != features.model_sha256:
         raise UserError(f"model {folder} is not the one that made the features: run vidon embed again, or give --model")
-    pictures_1THWC = cut_views(clip, loaded.card.preprocess, loaded.card.frames)
+    pictures_1THWC = cut_views(Clip(clip, "", "", ""), loaded.card.preprocess, loaded.card.frames)
     query_1D = embed(loaded.model, normalise(pictures_1THWC, loaded.card.preprocess)).numpy()
     order, cosines = neighbours(query_1D, features.features)
     return [
@@ -225,6 +235,8 @@ def search(features: Features, clip: Path, top: int = 5, model: Path | None = No
     ]
 
 
-def _label(features: Features, place: int) -> str | None:
-    index = int(features.labels[place])
-    return features.label_names[index] if index >= 0 else None
+def _label(features: Features, place: int) -> str:
+    row = features.labels[place]
+    if features.labels.ndim == 2:
+        return ";".join(name for name, is_true in zip(features.label_names, row > 0.5, strict=True) if is_true)
+    return features.label_names[int(row)] if row >= 0 else ""

@@ -21,12 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from toolkit.errors import UserError, nearest
 from toolkit.recipe import Recipe
+from train.loop.blocks import blocks_of
 from train.loop.feed import Order
-from train.loop.world import blocks_of
 from train.models.store import build
 from train.models.student import StreamStudent
-from train.objectives import Mixture, resolve
-from train.objectives.masked import Masked, tube_mask
+from train.objectives import resolve
+from train.objectives.masked import MaskedAutoencoder, tube_mask
 from train.stages.common import card_of
 
 __all__ = ["STAGES", "Outlook", "outlook"]
@@ -102,30 +102,26 @@ def _stage(recipe: Recipe, stage: str, labels: tuple[str, ...]) -> tuple[nn.Modu
     if isinstance(model, StreamStudent):
         return model, lambda clip: model(clip).square().mean()
     if stage == "pretrain":
-        return _mixture(recipe, model)
+        return _pretraining(recipe, model)
     return model, lambda clip: functional.cross_entropy(model(clip.transpose(1, 2)), torch.zeros(1, dtype=torch.long))
 
 
-def _mixture(recipe: Recipe, encoder: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """All objectives of the pretraining; of those that mask nothing the encoder's share is counted, view by view."""
-    config = recipe.pretrain
-    configs = resolve(config.objectives, config.settings)
-    mixture = Mixture(encoder, config.objectives, configs, (3, recipe.data.frames, *recipe.preprocess.size))
+def _pretraining(recipe: Recipe, encoder: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """Masked modelling with its decoder; other objectives by their passes of the encoder, without their own heads."""
+    configs: dict[str, Any] = resolve(recipe.pretrain.objectives, recipe.pretrain.settings)
+    masked = configs.pop("masked", None)
+    passes = sum(getattr(config, "passes", 1) for config in configs.values())
 
-    def loss(clip_BTCHW: Tensor) -> Tensor:
-        clip, total = clip_BTCHW.transpose(1, 2), clip_BTCHW.new_zeros(())
-        for objective in mixture.objectives.values():
-            if isinstance(objective, Masked):
-                with torch.device("cpu"):
-                    drawn = torch.Generator().manual_seed(0)
-                    mask = tube_mask(1, encoder.grid, objective.config.mask_ratio, drawn)
-                total = total + objective.autoencoder(clip, mask)
-            else:
-                for _ in range(int(objective.views)):  # type: ignore[arg-type]
-                    total = total + encoder.forward_features(clip).square().mean()
-        return total
+    def plain(clip: Tensor) -> Tensor:
+        whole: Tensor = encoder.embed(clip.transpose(1, 2).repeat(passes, 1, 1, 1, 1)).square().mean()
+        return whole
 
-    return mixture, loss
+    if masked is None:
+        return encoder, plain
+    model = MaskedAutoencoder(encoder, masked.decoder_dim, masked.decoder_depth)
+    with torch.device("cpu"):
+        mask = tube_mask(1, encoder.grid, masked.mask_ratio, torch.Generator().manual_seed(0))
+    return model, lambda clip: model(clip.transpose(1, 2), mask) + (plain(clip) if passes else 0)
 
 
 def _measure(model: nn.Module, loss: Callable[[], Tensor], recompute: bool) -> tuple[float, float]:

@@ -93,6 +93,8 @@ def _refuse(targets: Sequence[Target], sources: Sources) -> None:
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise UserError(f"{found[0].line}{more}")
+    if targets and not sources.feeds():
+        raise UserError("int8 needs calibration streams: give at least one clip of the training split")
     if targets and sources.contract.kind == "clip":
         raise UserError(
             f"{keys[0]} cannot take a clip model: its input has 5 dimensions, the chip's compiler takes 4; distil it "

@@ -38,13 +38,17 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """Whether a runtime works here; ``why`` says why not, with the command that would mend it."""
+    """Whether a runtime works here; ``why`` says why not, with the command that would mend it.
+
+    ``slow`` are precisions that this version runs badly: they are chosen only if asked for or measured best.
+    """
 
     ok: bool
     why: str
     version: str | None = None
     devices: tuple[str, ...] = ()
     missing: tuple[Missing, ...] = ()
+    slow: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

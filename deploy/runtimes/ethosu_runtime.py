@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from deploy.runtimes import litert_runtime
 from deploy.runtimes.base import Availability, Options, StepSession, check_device
+from deploy.runtimes.tool_session import one_stream
 from deploy.targets import REFERENCE
 from toolkit.bundle import Artefact
 from toolkit.contract import Array, Contract, Placement
@@ -104,10 +105,11 @@ class _EthosU:
         try:
             _delegate_path()
         except UnavailableDevice as error:
-            return Availability(False, f"ethosu: {error}", version, ("reference",))
+            return Availability(False, str(error), version, ("reference",))
         return Availability(True, "", version, ("npu", "reference"))
 
     def open(self, folder: Path, artefact: Artefact, contract: Contract, options: Options) -> _Session:
+        one_stream(self.name, options)
         litert_runtime._library()
         return _Session(folder, artefact, contract, options)
 

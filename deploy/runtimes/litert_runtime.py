@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import importlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,26 @@ def _translated(path: Path) -> Iterator[None]:
         raise BundleError(f"litert cannot read {path}: {lines[0]}") from error
 
 
+def _interpreter(module: Any, file: Path, options: Options) -> tuple[Any, dict[str, str]]:
+    """A ready interpreter, and what runs the graph.
+
+    Raises:
+        UnavailableDevice: the external delegate takes no operator, and falling back was not allowed.
+    """
+    extra = _delegation(module, options)
+    with _translated(file):
+        interpreter = module.Interpreter(model_path=str(file), num_threads=options.threads, **extra)
+        interpreter.allocate_tensors()
+    placed = _partitions(interpreter, options.delegate)
+    if options.delegate is None or not placed["delegated"].startswith("0 "):
+        return interpreter, placed
+    reason = f"litert: the delegate {options.delegate} took no operator of {file}"
+    if not options.allow_fallback:
+        raise UnavailableDevice(reason)
+    interpreter, placed = _interpreter(module, file, replace(options, delegate=None))
+    return interpreter, {**placed, "asked": str(options.delegate), "fallback": reason}
+
+
 class _Session(StepSession):
     """The interpreter's own memory, seen through arrays that are made once."""
 
@@ -74,28 +95,21 @@ class _Session(StepSession):
     ) -> None:
         own = batch_file(path, options.batch)
         file = own if own.is_file() else path
-        with _translated(file):
-            self._interpreter = module.Interpreter(
-                model_path=str(file), num_threads=options.threads, **_delegation(module, options)
-            )
-            self._interpreter.allocate_tensors()
-            runner = self._interpreter.get_signature_runner("serving_default")
-            inputs = {name: detail["index"] for name, detail in runner.get_input_details().items()}
-            outputs = {name: detail["index"] for name, detail in runner.get_output_details().items()}
-            names = contract.input_names
-            frame, logits = inputs[names[0]], outputs["logits"]
-            links = _in_order([(outputs[state.output], inputs[state.name]) for state in contract.states])
-        detail |= {"file": file.name, **_partitions(self._interpreter, options.delegate)}
-        if options.delegate is not None and detail["delegated"].startswith("0 ") and not options.allow_fallback:
-            raise UnavailableDevice(f"litert: the delegate {options.delegate} took no operator of {path}")
+        self._interpreter, placed = _interpreter(module, file, options)
         super().__init__(
             contract,
             Placement(runtime="litert", device="cpu", precision=artefact.precision, threads=options.threads,
-                      detail=detail),
+                      detail={**detail, "file": file.name, **placed}),
             options.batch,
         )  # fmt: skip
-        self._frame, self._logits = self._memory(frame), self._memory(logits)
-        self._links = [(self._memory(source), self._memory(target)) for source, target in links]
+        with _translated(file):
+            runner = self._interpreter.get_signature_runner("serving_default")
+            inputs = {name: detail["index"] for name, detail in runner.get_input_details().items()}
+            outputs = {name: detail["index"] for name, detail in runner.get_output_details().items()}
+            self._frame = self._memory(inputs[contract.input_names[0]])
+            self._logits = self._memory(outputs["logits"])
+            links = _in_order([(outputs[state.output], inputs[state.name]) for state in contract.states])
+            self._links = [(self._memory(source), self._memory(target)) for source, target in links]
         self._turns = options.batch // len(self._frame)
         # With one file run for several streams in turn, their states wait here.
         shapes = [(self._turns, *target.shape) for _, target in self._links] if self._turns > 1 else []
@@ -109,8 +123,11 @@ class _Session(StepSession):
         The interpreter refuses to run while an array of its own making is held, so this one is made from the address;
         it does not move, since nothing is resized after allocate_tensors().
         """
-        shape, address = self._interpreter.tensor(index)().shape, _address(self._interpreter, index)
-        memory = (ctypes.c_float * int(np.prod(shape))).from_address(address)
+        view = self._interpreter.tensor(index)()
+        if view.dtype != np.float32:
+            raise ValueError(f"a tensor is {view.dtype}, float32 is expected; export the model again")
+        shape, address = view.shape, view.__array_interface__["data"][0]
+        memory = (ctypes.c_float * view.size).from_address(address)
         return np.ctypeslib.as_array(memory).reshape(shape)
 
     def _run(self, frame_BCHW: Array) -> Array:
@@ -151,12 +168,6 @@ class _Session(StepSession):
         del self._interpreter
 
 
-def _address(interpreter: Any, index: int) -> int:
-    """Where a tensor's memory begins."""
-    place: int = interpreter.tensor(index)().__array_interface__["data"][0]
-    return place
-
-
 def _in_order(links: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Order the copies so that none overwrites what a later one reads.
 
@@ -176,7 +187,7 @@ def _in_order(links: list[tuple[int, int]]) -> list[tuple[int, int]]:
 def _delegation(module: Any, options: Options) -> dict[str, Any]:
     """The interpreter's arguments for an external delegate, loaded by path.
 
-    Without leave to fall back XNNPACK stays out, so that what the delegate did not take is seen and not hidden.
+    XNNPACK stays out then, so that what the delegate did not take is seen and not hidden.
 
     Raises:
         UnavailableDevice: the library is not there or does not load.
@@ -186,12 +197,13 @@ def _delegation(module: Any, options: Options) -> dict[str, Any]:
     if not options.delegate.is_file():
         raise UnavailableDevice(f"litert: the delegate {options.delegate} does not exist: check the path")
     try:
+        # Looked at first: when it cannot be loaded, LiteRT's own object is left half made and complains when it goes.
+        ctypes.CDLL(str(options.delegate)).tflite_plugin_create_delegate  # noqa: B018
         delegate = module.load_delegate(str(options.delegate), dict(options.delegate_options))
     except (ValueError, OSError, AttributeError) as error:
         line = (str(error).splitlines() or ["unknown reason"])[0]
         raise UnavailableDevice(f"litert cannot load the delegate {options.delegate}: {line}") from error
-    kinds = module.OpResolverType
-    resolver = kinds.AUTO if options.allow_fallback else kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    resolver = module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     return {"experimental_delegates": [delegate], "experimental_op_resolver_type": resolver}
 
 
@@ -227,7 +239,9 @@ class _LiteRt:
         version = getattr(importlib.import_module(package), "__version__", None) or getattr(module, "__version__", None)
         trouble = gpu_trouble(package)
         devices = ("cpu",) if trouble else ("cpu", "gpu")
-        return Availability(True, "", str(version) if version else None, devices, (trouble,) if trouble else ())
+        missing = (trouble,) if trouble else ()
+        slow = ("int8",) if package == "tflite_runtime" else ()  # its XNNPACK leaves signed int8 to slow kernels
+        return Availability(True, "", str(version) if version else None, devices, missing, slow)
 
     def open(self, folder: Path, artefact: Artefact, contract: Contract, options: Options) -> StepSession:
         path = folder / artefact.entry

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.runtimes.base import Availability, Options, StepSession, check_device
-from deploy.runtimes.tool_session import ToolSession, needs_a_device, simulators
+from deploy.runtimes.tool_session import ToolSession, needs_a_device, one_stream, simulators
 from devices.tools import tool_called
 from toolkit.bundle import Artefact
 from toolkit.contract import Array, Contract, Placement
@@ -87,13 +87,14 @@ class _Qnn:
         try:
             _chip()
         except UnavailableDevice as error:
-            return Availability(False, f"qnn: {error}", version, simulated, missing)
+            return Availability(False, str(error), version, simulated, missing)
         return Availability(True, "", version, ("npu", *simulated), missing)
 
     def open(self, folder: Path, artefact: Artefact, contract: Contract, options: Options) -> StepSession:
+        one_stream(self.name, options)
         state = self.available()
         needs_a_device("qualcomm", state)
-        if check_device("qnn", options.device, state.devices) == "npu":
+        if check_device("qnn", options.device, state.devices, state.missing) == "npu":
             return _ChipSession(folder / artefact.entry, artefact, contract)
         return ToolSession("qnn", "qualcomm", folder / artefact.entry, artefact, contract, {})
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from deploy.runtimes.base import Availability, Options, StepSession, check_device
-from deploy.runtimes.tool_session import ToolSession, needs_a_device, simulators
+from deploy.runtimes.tool_session import ToolSession, needs_a_device, one_stream, simulators
 from deploy.targets import SOURCE, target_called
 from devices.tools import tool_called
 from toolkit.bundle import Artefact
@@ -79,13 +79,14 @@ class _Rknn:
         try:
             _board_library()
         except UnavailableDevice as error:
-            return Availability(False, f"rknn: {error}", version, simulated, missing)
+            return Availability(False, str(error), version, simulated, missing)
         return Availability(True, "", version, ("npu", *simulated), missing)
 
     def open(self, folder: Path, artefact: Artefact, contract: Contract, options: Options) -> StepSession:
+        one_stream(self.name, options)
         state = self.available()
         needs_a_device("rockchip", state)
-        if check_device("rknn", options.device, state.devices) == "npu":
+        if check_device("rknn", options.device, state.devices, state.missing) == "npu":
             return _BoardSession(folder / artefact.entry, artefact, contract)
         if not (folder / artefact.entry).is_file():
             raise BundleError(f"rknn cannot read {folder / artefact.entry}: the file is missing")

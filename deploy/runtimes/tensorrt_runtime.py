@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from deploy.runtimes import onnxruntime_runtime
-from deploy.runtimes.base import Availability, Options, StepSession, check_device
+from deploy.runtimes.base import Availability, Options, StepSession, check_device, present
+from deploy.runtimes.tool_session import one_stream
 from deploy.targets import SOURCE
 from devices.tools.environment import home
 from toolkit.bundle import Artefact
@@ -189,13 +190,16 @@ class _TensorRt:
         referee = onnxruntime_runtime.RUNTIME.available()
         reference = ("reference",) if referee.ok else ()
         try:
+            if not present("NVIDIA"):
+                raise UnavailableDevice("this machine has no NVIDIA GPU")
             trt = _library()
             _Cuda()
         except UnavailableDevice as error:
-            return Availability(False, f"tensorrt: {error}", None, reference)
+            return Availability(False, str(error), None, reference)
         return Availability(True, "", str(trt.__version__), ("gpu", *reference))
 
     def open(self, folder: Path, artefact: Artefact, contract: Contract, options: Options) -> Any:
+        one_stream(self.name, options)
         state = self.available()
         if not state.devices:
             raise MissingDependency("onnxruntime", "onnxruntime")

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deploy.runtimes.base import Availability, Missing, StepSession
+from deploy.runtimes.base import Availability, Missing, Options, StepSession
 from devices.tools import Worker, python_of, tool_called
 from toolkit.bundle import Artefact
 from toolkit.contract import Array, Contract, Placement
-from toolkit.errors import BundleError, MissingTool, ToolError
+from toolkit.errors import BundleError, MissingTool, ToolError, UserError
 
-__all__ = ["ToolSession", "needs_a_device", "simulators"]
+__all__ = ["ToolSession", "needs_a_device", "one_stream", "simulators"]
 
 
 def simulators(tool: str) -> tuple[tuple[str, ...], tuple[Missing, ...]]:
@@ -21,6 +21,16 @@ def simulators(tool: str) -> tuple[tuple[str, ...], tuple[Missing, ...]]:
         why, _, fix = str(error).partition(": run  ")
         return (), (Missing("simulator", why, fix),)
     return ("simulator",), ()
+
+
+def one_stream(runtime: str, options: Options) -> None:
+    """A compiled file has a fixed batch of one.
+
+    Raises:
+        UserError: several streams were asked for.
+    """
+    if options.batch != 1:
+        raise UserError(f"{runtime} steps one stream at a time: open {options.batch} sessions instead of batch")
 
 
 def needs_a_device(tool: str, state: Availability) -> None:

@@ -31,7 +31,7 @@ __all__ = ["PROTOCOL", "SCRIPT", "Worker"]
 
 PROTOCOL = 1
 SCRIPT = Path(__file__).with_name("worker.py")
-_LONGEST = 1 << 24  # bytes of one answer line
+_LONGEST = 1 << 22  # bytes of one answer line
 Arrays = dict[str, npt.NDArray[Any]]
 
 

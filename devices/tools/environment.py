@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from devices.tools.client import Worker
+from devices.tools.client import SCRIPT, Worker
 from devices.tools.spec import Tool
 from toolkit.errors import MissingTool, ToolError, UserError
 from toolkit.files import writable_dir, write_json
@@ -90,7 +90,7 @@ def _make(tool: Tool, root: Path) -> None:
             _run(tool, command, log, root / "setup.log")
             write_json(steps, {"digest": digest, "done": index})
             progress.advance(news=" ".join(command[-1:]))
-        with Worker(tool.name, _python(tool)) as worker:
+        with Worker(tool.name, _python(tool), SCRIPT) as worker:
             write_json(root / "ready.json", {"digest": digest, "tool": tool.name, **worker.hello})
         progress.advance(news="works")
 

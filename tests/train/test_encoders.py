@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.train.synthetic import tiny_recipe, write_data
 from toolkit.errors import UserError
 from toolkit.preprocess import Preprocess
-from toolkit.recipe import Recipe, TeacherConfig
+from toolkit.recipe import Recipe, TeacherConfig, load_recipe
 from train.macs import measure
 from train.models import Card, load_model, save_model
 from train.models.attention import DividedBlock, attention
@@ -147,6 +147,22 @@ def test_what_the_recipe_gives_wins_over_a_preset() -> None:
     saved = TeacherConfig(encoder="vit-b", depth=3).model_dump(mode="json")
     assert TeacherConfig.model_validate(saved).depth == 3
     assert Recipe().teacher == TeacherConfig(encoder="vit", dim=192, depth=6, heads=3)
+
+
+def test_a_recipe_finds_weights_beside_itself_and_leaves_hub_names_alone(tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").touch()
+    (tmp_path / "vit").mkdir()
+    recipe = tmp_path / "recipe.toml"
+
+    def teacher(text: str, *overrides: str) -> TeacherConfig:
+        recipe.write_text(f"[teacher]\n{text}\n")
+        return load_recipe(recipe, overrides).teacher
+
+    assert teacher('pretrained = "weights.pth"').pretrained == str(tmp_path / "weights.pth")
+    assert teacher('pretrained = "owner/model"').pretrained == "owner/model"
+    assert teacher("", "teacher.pretrained=weights.pth").pretrained == "weights.pth"
+    assert teacher('encoder = "hf:vit"').encoder == f"hf:{tmp_path / 'vit'}"
+    assert teacher('encoder = "vit"').encoder == "vit"
 
 
 def _picture_net(blocks: Iterable[str], x_BCHW: Tensor) -> Tensor:
@@ -283,6 +299,26 @@ def test_any_encoder_is_fine_tuned_and_teaches(name: str, tmp_path: Path) -> Non
     }
     assert changed == set(range(2, len(layers)))  # the input layer and one block were frozen
     assert (distill(recipe, tmp_path / "student", folder) / "model.safetensors").is_file()
+
+
+def test_fine_tuning_starts_from_the_recipes_weights_and_notices_when_they_change(tmp_path: Path) -> None:
+    root, weights = write_data(tmp_path / "data", train=4, val=1), tmp_path / "weights.safetensors"
+    save_file(_small("r2plus1d").state_dict(), weights)
+    tuning: dict[str, object] = {"epochs": 1, "batch": 4, "lr": 1e-9, "weight_decay": 0.0}
+    teacher = {"encoder": "r2plus1d", **SMALL, "pretrained": str(weights)}
+    recipe = tiny_recipe(root, teacher=teacher, finetune=tuning)
+    out = finetune(recipe, tmp_path / "teacher")
+    state, before = load_file(out / "model.safetensors"), load_file(weights)
+    torch.testing.assert_close(state["layer3.1.conv2.0.0.weight"], before["layer3.1.conv2.0.0.weight"])
+    done = (out / "done.json").read_text()
+    finetune(recipe, out)
+    assert (out / "done.json").read_text() == done
+    save_file({name: tensor + 1 for name, tensor in before.items()}, weights)
+    finetune(recipe, out)
+    assert (out / "done.json").read_text() != done
+    weights.unlink()
+    with pytest.raises(UserError, match=r"weights\.safetensors do not exist"):
+        finetune(recipe, out)
 
 
 def test_masked_pretraining_takes_divided_attention_and_refuses_a_cnn(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from toolkit.errors import UnavailableDevice, UserError
 from toolkit.recipe import FinetuneConfig, RunConfig
 from train.data.batch import Batch
 from train.loop import Plan, fit, rate, seeded
+from train.loop.blocks import blocks_of
 from train.loop.feed import Order
-from train.loop.world import blocks_of
 from train.models.vit import TubeletViT
 
 CPU = RunConfig(device="cpu", workers=0)
@@ -82,14 +82,14 @@ def test_recomputed_activations_change_nothing(plain: tuple[dict[str, torch.Tens
 
 
 def test_recomputed_batch_norms_see_each_batch_once() -> None:
-    from train.loop.world import _recompute
+    from train.loop.blocks import recompute
 
     def net() -> nn.Sequential:
         torch.manual_seed(0)
         return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
 
     plain, lean = net(), net()
-    undo = _recompute(lean)
+    undo = recompute(lean)
     x = torch.randn(2, 3, 8, 8)
     for model in (plain, lean):
         model(x).square().mean().backward()
@@ -178,6 +178,7 @@ def test_a_run_leaves_what_is_needed_to_read_and_repeat_it(tmp_path: Path) -> No
     assert [epoch["epoch"] for epoch in epochs] == [1, 2]
     assert epochs[0]["loss"] == pytest.approx(sum(step["loss"] for step in steps[:3]) / 3)
     assert all(epoch["clips_per_s"] > 0 and 0 <= epoch["waiting"] <= 1 for epoch in epochs)
+    assert set(epochs[0]["seconds"]) == {"data", "forward", "backward", "optimizer", "other"}
     facts, summary = (json.loads((tmp_path / name).read_text()) for name in ("run.json", "summary.json"))
     assert (facts["seed"], facts["steps"], facts["processes"], facts["device"]) == (0, 6, 1, "cpu")
     assert facts["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]

@@ -34,7 +34,11 @@ def test_every_shipped_recipe_is_valid_and_can_be_planned(name: str, tmp_path: P
     code, text, errors = _vidon("train", "plan", tmp_path / "my.toml", "--clips", "5000", "--json")
     assert code == 0, errors
     rows = json.loads(text)["stages"]
-    assert [row["stage"] for row in rows] == ["pretrain", "finetune", "distill"]
+    assert (
+        [row["stage"] for row in rows] == ["finetune", "distill"]
+        if name == "i3d"
+        else ["pretrain", "finetune", "distill"]
+    )
     assert all(row["memory_mib"] > 0 and row["steps"] > 0 and row["forward_gflops"] > 0 for row in rows)
 
 

@@ -44,6 +44,27 @@ def test_an_operation_treats_all_frames_alike(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_what_stands_still_does_not_flicker_when_something_else_moves(name: str) -> None:
+    x = _clip()[0].permute(0, 3, 1, 2).float()
+    x[:, :, : SIDE // 2] = x[:1, :, : SIDE // 2]  # the upper half stands still, below every frame is another
+    x[1:, :, SIDE // 2 :] *= 0.3
+    for strength in (-0.3, 0.3):
+        upper = ALL[name](x, strength)[:, :, : SIDE // 4, SIDE // 3 : -SIDE // 3]
+        assert torch.allclose(upper, upper[:1].expand_as(upper), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["shift_x", "shift_y", *TURNING])
+def test_an_edge_that_is_filled_in_shows_no_motion_the_other_way(name: str) -> None:
+    x = torch.zeros(3, 3, SIDE, SIDE)
+    for index in range(3):
+        x[index, :, :, 1 + 2 * index : 3 + 2 * index] = 200  # a stripe that moves to the right, near the left edge
+    for strength in (-0.7, 0.7):
+        seen = ALL[name](x, strength)[:, 0, SIDE // 2]
+        for row in torch.nn.functional.pad(seen > 60, (1, 0)):
+            assert (row[1:] & ~row[:-1]).sum() <= 1  # no second stripe
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_an_operation_changes_the_picture_and_keeps_its_type(name: str) -> None:
     clip = _clip().clamp(30, 200)
     out = rand_augment(clip, 1, 0.8, (ALL[name],), _generator())

@@ -16,6 +16,7 @@ from toolkit.preprocess import Preprocess
 from toolkit.recipe import StudentConfig
 from train import features as module
 from train.contact import contact_sheet
+from train.data.clip import Clip
 from train.evaluate import clip_answers
 from train.features import embed, extract, read_features, search
 from train.models import build, load_model
@@ -34,11 +35,13 @@ def teacher(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finetune(tiny_recipe(root, finetune={"epochs": 1}), tmp_path_factory.mktemp("teacher"))
 
 
-def test_a_clip_models_answer_is_its_head_on_the_embedding(root: Path) -> None:
-    model = build(card_of(tiny_recipe(root), "teacher", ("left", "right"))).eval()
+@pytest.mark.parametrize("encoder", ["vit", "c3d", "i3d", "r2plus1d"])
+def test_a_clip_models_answer_is_its_head_on_the_embedding(encoder: str, root: Path) -> None:
+    recipe = tiny_recipe(root, teacher={"encoder": encoder, "width": 0.1})
+    model = build(card_of(recipe, "teacher", ("left", "right"))).eval()
     clips = torch.randn(3, 4, 3, SIDE, SIDE)
     seen = embed(model, clips)
-    assert seen.shape == (3, 32)
+    assert seen.shape == (3, model.width)
     torch.testing.assert_close(model.head(seen), clip_answers(model, clips))  # type: ignore[operator]
 
 
@@ -111,7 +114,7 @@ def test_a_plain_folder_of_videos_has_no_labels(teacher: Path, tmp_path: Path) -
     assert made.names == ("0.avi", "1.avi", "2.avi")
     assert made.labels.tolist() == [-1, -1, -1]
     hits = search(made, tmp_path / "plain" / "1.avi", 2)
-    assert (hits[0].rank, hits[0].name, hits[0].label) == (1, "1.avi", None)
+    assert (hits[0].rank, hits[0].name, hits[0].label) == (1, "1.avi", "")
     assert hits[0].cosine == pytest.approx(1.0, abs=1e-5)
     assert len(hits) == 2
 
@@ -142,8 +145,13 @@ def test_a_contact_sheet_has_a_row_for_each_clip_even_if_it_is_gone(root: Path, 
     from matplotlib.image import imread
 
     video = root / "val" / "left" / "val-left-0.avi"
-    one = contact_sheet(tmp_path / "one.png", [(video, "query")], 4, 10.0)
-    two = contact_sheet(tmp_path / "two.png", [(video, "query"), (tmp_path / "gone.avi", "1. left")], 4, 10.0)
+    one = contact_sheet(tmp_path / "one.png", [(Clip(video, "", "", ""), "query")], 4, 10.0)
+    two = contact_sheet(
+        tmp_path / "two.png",
+        [(Clip(video, "", "", ""), "query"), (Clip(tmp_path / "gone.avi", "", "", ""), "1"), (None, "2")],
+        4,
+        10.0,
+    )
     assert imread(two).shape[0] > 1.5 * imread(one).shape[0]
 
 

@@ -47,3 +47,22 @@ def doctor(as_json: Json = False) -> None:
 
     findings = diagnose()
     say(as_json, {"findings": [finding.as_dict() for finding in findings]}, prescription(findings))
+
+
+@devices_app.command()
+def setup(
+    tool: Annotated[str, typer.Argument(help="ethos-u, rockchip, qualcomm, tensorrt-rtx or old-tflite.")],
+    again: Annotated[bool, typer.Option("--again", help="Make it anew, whatever is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a vendor's tool an environment of its own, in $VIDON_HOME or ~/.cache/vidon; interrupted, it goes on.
+
+    Example: **vidon devices setup rockchip**
+    """
+    from devices.tools import setup as make
+    from devices.tools import tool_called
+
+    found = tool_called(tool)
+    python = make(found, again)
+    say(as_json, {"tool": found.name, "version": found.version, "python": str(python)},
+        f"{found.title} {found.version} is ready ({found.note})")  # fmt: skip

@@ -21,7 +21,14 @@ def forecast(recipe: Recipe, stage: str | None, clips: int | None, processes: in
     labels, count, text = _data(recipe)
     if clips is not None:
         count, text = clips, f"data: {clips} training clips (as given)"
-    rows = [outlook(recipe, name, labels, count, processes).as_dict() for name in ([stage] if stage else STAGES)]
+    rows = []
+    for name in [stage] if stage else STAGES:
+        try:
+            rows.append(outlook(recipe, name, labels, count, processes).as_dict())
+        except UserError as error:
+            if stage is not None:
+                raise
+            text += f"\n{name}: {error}"
     return {"data": text, "clips": count, "classes": len(labels), "stages": rows}
 
 

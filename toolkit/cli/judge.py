@@ -21,6 +21,8 @@ def score_model(model: Path, data: Path, split: str, views: str, out: Path | Non
         raise UserError(f"--views {views!r} is not TEMPORALxSPATIAL with 1 or 3 spatial crops, for example 3x1")
     loaded = load_model(model)
     index = index_clips(data, loaded.card.labels, "given")
+    if loaded.card.lineage.get("multi_label", False):  # even if every clip here happens to have one label
+        index = replace(index, multi_label=True)
     if out is not None:
         writable_dir(out)
     found = judge_split(loaded.model, index, split, loaded.card.preprocess, (int(times), int(crops)), out)
@@ -71,16 +73,17 @@ def search_clips(
 ) -> dict[str, Any]:
     """Find the clips most like ``clip`` and draw them."""
     from train.contact import contact_sheet
-    from train.features import read_features, search
+    from train.data.clip import Clip
+    from train.features import clips_by_name, read_features, search
     from train.models import load_model
 
     known = read_features(features)
-    known = known if data is None else replace(known, root=data)
     hits = search(known, clip, top, model)
     card = load_model(model or known.model).card
-    rows = [(clip, f"query\n{clip.name}")]
-    rows += [(known.root / hit.name, f"{hit.rank}. {hit.label or ''}\n{hit.cosine:.3f}") for hit in hits]
+    found = clips_by_name(data or known.root)
+    rows: list[tuple[Clip | None, str]] = [(Clip(clip, "", "", ""), f"query\n{clip.name}")]
+    rows += [(found.get(hit.name), f"{hit.rank}. {hit.label}\n{hit.cosine:.3f}") for hit in hits]
     contact_sheet(sheet, rows, card.frames, card.preprocess.fps)
-    lines = [f"{hit.rank:3d}  {hit.cosine:.3f}  {hit.label or '':12s}  {hit.name}" for hit in hits]
+    lines = [f"{hit.rank:3d}  {hit.cosine:.3f}  {hit.label:12s}  {hit.name}" for hit in hits]
     return {"query": str(clip), "sheet": str(sheet), "hits": [asdict(hit) for hit in hits],
             "text": "\n".join([*lines, f"contact sheet: {sheet}"])}  # fmt: skip

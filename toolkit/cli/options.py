@@ -17,6 +17,7 @@ __all__ = [
     "RecipeFile",
     "RuntimeNames",
     "Set",
+    "Targets",
     "Threads",
     "names",
     "recipe_of",
@@ -41,6 +42,11 @@ Threads = Annotated[
 Device = Annotated[str, typer.Option("--device", help="Device of the runtime, for example cpu.")]
 RuntimeNames = Annotated[
     str | None, typer.Option("--runtimes", help="Comma-separated runtimes, for example onnxruntime,openvino.")
+]
+
+Targets = Annotated[
+    str | None,
+    typer.Option("--target", help="Comma-separated chips to compile for in int8, for example u55-128,rk3588,sm8650."),
 ]
 
 

@@ -30,7 +30,7 @@ from train.data.opening import open_clip
 from train.data.targets import Targets, boxes_of, pad_boxes
 from train.data.videos import window_starts
 
-__all__ = ["Augment", "Pictures", "load_pictures", "normalise"]
+__all__ = ["Augment", "Pictures", "load_pictures", "normalise", "normalise_on_device"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,9 +233,18 @@ def _key(clips: Sequence[Clip], preprocess: Preprocess, length: int, frames: int
 
 
 def normalise(pictures: npt.NDArray[np.uint8] | Tensor, preprocess: Preprocess) -> Tensor:
-    """uint8 (..., H, W, 3) -> float32 (..., 3, H, W), bit-equal to ``Preprocess.normalise``."""
+    """uint8 (..., H, W, 3) -> float32 (..., 3, H, W) on the same device, bit-equal to ``Preprocess.normalise``."""
+    if isinstance(pictures, Tensor) and pictures.device.type != "cpu":
+        return normalise_on_device(pictures, preprocess)
     array = pictures.numpy() if isinstance(pictures, Tensor) else pictures
     return torch.from_numpy(preprocess.normalise(array))
+
+
+def normalise_on_device(pictures: Tensor, preprocess: Preprocess) -> Tensor:
+    """The same values by the same table, looked up where the pictures are."""
+    levels = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, axis=2)  # every byte as a 1x1 picture
+    table = torch.from_numpy(preprocess.normalise(levels[:, None])).reshape(256, 3).to(pictures.device)
+    return torch.stack([table[:, channel][pictures[..., channel].int()] for channel in range(3)], -3)
 
 
 class Augment:
@@ -258,24 +267,26 @@ class Augment:
         """uint8 (B, T, H, W, 3), (B,) -> normalised float32 (B, T, 3, H, W) and labels (B,)."""
         clips = normalise(pictures_BTHWC, self._preprocess)
         batch, frames, channels, height, width = clips.shape
+        device = clips.device  # draws are made on the CPU, the same on every device
         if self._mirror:
-            flip = torch.rand(batch, generator=generator) < 0.5
+            flip = (torch.rand(batch, generator=generator) < 0.5).to(device)
             clips = torch.where(flip[:, None, None, None, None], clips.flip(-1), clips)
             labels_B = self._mirrored(labels_B, flip)
         scale = torch.empty(batch).uniform_(0.8, 1.0, generator=generator)
         shift = torch.empty(2, batch).uniform_(-1, 1, generator=generator) * (1 - scale)
         zero = torch.zeros(batch)
         theta = torch.stack([torch.stack([scale, zero, shift[0]], 1), torch.stack([zero, scale, shift[1]], 1)], 1)
-        grid = functional.affine_grid(theta, [batch, 1, height, width], align_corners=False)
+        grid = functional.affine_grid(theta.to(device), [batch, 1, height, width], align_corners=False)
         folded = clips.reshape(batch, frames * channels, height, width)
         clips = functional.grid_sample(folded, grid, align_corners=False, padding_mode="reflection")
-        gain = torch.empty(batch, 1, 1, 1).uniform_(0.8, 1.2, generator=generator)
-        lift = torch.empty(batch, 1, 1, 1).uniform_(-0.2, 0.2, generator=generator)
+        gain = torch.empty(batch, 1, 1, 1).uniform_(0.8, 1.2, generator=generator).to(device)
+        lift = torch.empty(batch, 1, 1, 1).uniform_(-0.2, 0.2, generator=generator).to(device)
         return (clips * gain + lift).reshape(batch, frames, channels, height, width), labels_B
 
     def _mirrored(self, labels: Tensor, flip_B: Tensor) -> Tensor:
         """Labels (B,), or multi-hot ones (B, K), of clips of which some were mirrored."""
+        partner = self._partner.to(labels.device)
         if labels.ndim == 1:
-            return torch.where(flip_B, self._partner[labels], labels)
-        swapped = labels @ functional.one_hot(self._partner, len(self._partner)).to(labels.dtype)
+            return torch.where(flip_B, partner[labels], labels)
+        swapped = labels @ functional.one_hot(partner, len(partner)).to(labels.dtype)
         return torch.where(flip_B[:, None], swapped.clamp(max=1), labels)

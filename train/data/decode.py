@@ -123,6 +123,14 @@ class Video:
             yield stamp_s, frame
             last_s, count = stamp_s, count + 1
 
+    def between(self, span: Span) -> Iterator[tuple[float, Any]]:
+        """(timestamp, frame) of the frames that belong to the clip."""
+        for stamp_s, frame in self._from(span[0] or 0.0):
+            if span[1] is not None and stamp_s >= span[1]:
+                return
+            if within(span, stamp_s):
+                yield stamp_s, frame
+
     def _seconds(self, pts: int | None) -> float:
         if pts is None:
             return 0.0
@@ -208,7 +216,8 @@ class Video:
 
     def _array(self, frame: Any) -> npt.NDArray[np.uint8]:
         """uint8 BGR (H, W, 3), turned upright."""
-        array = self._reformatter.reformat(frame, format="bgr24").to_ndarray()
+        # OpenCV's choice of filter; it matters where chroma is not 8-bit.
+        array = self._reformatter.reformat(frame, format="bgr24", interpolation="BICUBIC").to_ndarray()
         turns = round(frame.rotation / 90) % 4
         return np.rot90(array, turns) if turns else array
 
@@ -229,6 +238,10 @@ def open_video(
     try:
         container = av.open(str(source) if isinstance(source, Path) else io.BytesIO(source), **options)
     except (av.error.FFmpegError, ValueError, UnicodeError) as error:
+        if options and _opens(source):
+            raise UnavailableDevice(
+                f"video {name} cannot be decoded on {device} here ({error}): set data.device"
+            ) from error
         raise UserError(f"video {name} cannot be read: it is damaged or not a video; re-encode or remove it") from error
     with container:
         if not container.streams.video:
@@ -238,6 +251,15 @@ def open_video(
             yield Video(container, name, timeline)
         except av.error.FFmpegError as error:
             raise UserError(f"video {name} cannot be decoded ({error.strerror}): re-encode or remove it") from error
+
+
+def _opens(source: Path | bytes) -> bool:
+    """Whether the file is fine, so that the fault is the device's."""
+    try:
+        av.open(str(source) if isinstance(source, Path) else io.BytesIO(source)).close()
+    except (av.error.FFmpegError, ValueError, UnicodeError):
+        return False
+    return True
 
 
 def _acceleration(device: str) -> dict[str, Any]:

@@ -103,7 +103,8 @@ def _index(
     if not clips:
         raise UserError(f"data {where.name} holds no video: its list is empty")
     boxed = any(clip.boxes or clip.annotated for clip in clips)
-    found = categories(root) if boxed else tuple(sorted({label for clip in clips for label in clip.labels}))
+    names = {label for clip in clips for label in clip.labels} | set(categories(root) if boxed else ())
+    found = tuple(sorted(names))
     if labels is None and labelled and not boxed and len(found) < 2:
         raise UserError(f"data {root} has only one class ({', '.join(found)}): a classifier needs at least two")
     for label in found:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import UserError
-from toolkit.files import writable_dir, write_json
+from toolkit.files import writable_dir
 from toolkit.progress import Bar, bar, note
 from train.data.batch import Source
 from train.loop import checkpoint
 from train.loop.curves import draw_curves
 from train.loop.feed import Feed, Order, Part
-from train.loop.meters import Metrics, Spent, write_facts
+from train.loop.meters import Metrics, Spent, write_facts, write_summary
 from train.loop.plan import Fit, Plan
 from train.loop.schedule import Average, make_optimizer, put, rate, seeded, snapshot
 from train.loop.world import World
@@ -107,7 +107,9 @@ class _Run:
         world.close()
         fit = Fit(tuple(self.losses), tuple(self.validation), max(self.validation, default=None))
         if world.main:
-            self._leave(fit)
+            speed = self.spent.clips_per_s(self.order.total, self.order.batch)
+            write_summary(self.out, self.order.total, fit, speed)
+            draw_curves(self.out)
         return fit
 
     def _steps(self, progress: Bar) -> None:
@@ -136,15 +138,19 @@ class _Run:
         values: dict[str, Tensor] = {}
         last = False
         while not last:
+            self.spent.lap("other")
             part, batch = self.feed.next()
+            self.spent.lap("data")
             last = part.last
             with world.part(last):
                 answer = world.call(self.plan.loss, batch, self._draw(part))
+                self.spent.lap("forward")
                 named = answer if isinstance(answer, dict) else {"loss": answer}
                 world.accelerator.backward(named["loss"] * part.weight)
             for name, value in named.items():
                 scaled = value.detach() * part.weight
                 values[name] = values[name] + scaled if name in values else scaled
+            self.spent.lap("backward")
         norm = world.clip(optim.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -153,7 +159,9 @@ class _Run:
             self.average.update(self.step)
         if self.plan.after_step is not None:
             self.plan.after_step(self.step)
+        self.spent.lap("optimizer")
         self.feed.prepare()
+        self.spent.lap("data")
         self._note_step(lr, values, norm)
 
     def _draw(self, part: Part) -> torch.Generator:
@@ -195,7 +203,7 @@ class _Run:
         record: dict[str, Any] = {"epoch": len(self.losses), "step": self.step, "loss": self.losses[-1]}
         if self.plan.validate is not None:
             record["validation"] = self._validate()
-        self.metrics.write({**record, **self.spent.since(self.step, self.order.batch, self.feed.waited_s)})
+        self.metrics.write({**record, **self.spent.epoch(self.step, self.order.batch)})
 
     def _validate(self) -> float:
         """Accuracy of the averaged weights if there are any, else of the weights; the best are kept."""
@@ -238,11 +246,3 @@ class _Run:
             "steps": self.order.total, "clips": len(self.data), "device": str(self.world.device),
             "processes": self.world.processes, "parameters": sum(p.numel() for p in self.plan.model.parameters()),
         }  # fmt: skip
-
-    def _leave(self, fit: Fit) -> None:
-        draw_curves(self.out)
-        write_json(self.out / "summary.json", {
-            "steps": self.order.total, "loss": fit.losses[-1], "best": fit.best,
-            "validation": fit.validation[-1] if fit.validation else None,
-            "clips_per_s": self.spent.clips_per_s(self.order.total, self.order.batch),
-        })  # fmt: skip

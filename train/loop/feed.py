@@ -7,7 +7,6 @@ on the step alone, not on the number or the speed of workers.
 
 import multiprocessing
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -111,7 +110,7 @@ class _Answers(Dataset[dict[str, Any] | str]):
 
 
 class Feed:
-    """Iterate over (part, batch on the device); ``waited_s`` sums the time spent waiting for data."""
+    """The parts of the run with their batches on the device."""
 
     def __init__(
         self, source: Source, order: Order, start: int, views: int, workers: int, device: torch.device
@@ -121,7 +120,6 @@ class Feed:
         self._source, self._views = source, views
         self._loader: Iterator[dict[str, Any] | str] | None = None
         self._ahead: tuple[Part, Batch] | None = None
-        self.waited_s = 0.0
         if workers > 0 and getattr(source, "workers", False):
             self._loader = _loader(source, order, start, views, workers, self._pin)
 
@@ -143,11 +141,9 @@ class Feed:
         self._loader = None
 
     def _fetch(self) -> tuple[Part, Batch]:
-        started_s = time.perf_counter()
         part = next(self._parts)
         batch = self._source.batch(part.places, part.seed, self._views) if self._loader is None else self._received()
         batch = _to(batch, self._device, self._pin and self._loader is None)
-        self.waited_s += time.perf_counter() - started_s
         return part, batch
 
     def _received(self) -> Batch:

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 from devices.machine import describe_machine
 from toolkit.errors import MissingDependency
 from toolkit.files import write_json, writing
+from train.loop.plan import Fit
 
-__all__ = ["Metrics", "Spent", "write_facts"]
+__all__ = ["Metrics", "Spent", "write_facts", "write_summary"]
 
 _PACKAGES = ("vidon", "torch", "accelerate", "safetensors", "numpy", "av", "transformers")
 
@@ -78,24 +79,36 @@ class Metrics:
 
 
 class Spent:
-    """Where the time went since this process began and since the last epoch."""
+    """Where the time went: speed since this process began, and seconds by kind since the last epoch.
+
+    On a GPU the kinds other than ``data`` say when work was handed over, not when it was done.
+    """
 
     def __init__(self, step: int) -> None:
-        self.started_s = self._mark_s = time.monotonic()
+        self._started_s = self._mark_s = self._lap_s = time.perf_counter()
         self._first = self._mark_step = step
-        self._waited_s = 0.0
+        self._laps: dict[str, float] = {}
+
+    def lap(self, kind: str) -> None:
+        """What passed since the last call was spent on ``kind``."""
+        now_s = time.perf_counter()
+        self._laps[kind] = self._laps.get(kind, 0.0) + now_s - self._lap_s
+        self._lap_s = now_s
 
     def clips_per_s(self, step: int, batch: int) -> float:
         """Mean over this process's life."""
-        return (step - self._first) * batch / max(1e-9, time.monotonic() - self.started_s)
+        return (step - self._first) * batch / max(1e-9, time.perf_counter() - self._started_s)
 
-    def since(self, step: int, batch: int, waited_s: float) -> dict[str, float]:
-        """Throughput and the share of waiting for data since the last call."""
-        now_s = time.monotonic()
-        passed_s = max(1e-9, now_s - self._mark_s)
-        found = {"clips_per_s": (step - self._mark_step) * batch / passed_s,
-                 "waiting": (waited_s - self._waited_s) / passed_s}  # fmt: skip
-        self._mark_s, self._mark_step, self._waited_s = now_s, step, waited_s
+    def epoch(self, step: int, batch: int) -> dict[str, Any]:
+        """Throughput, the share of waiting for data, and seconds by kind since the last call."""
+        self.lap("other")
+        passed_s = max(1e-9, self._lap_s - self._mark_s)
+        found = {
+            "clips_per_s": (step - self._mark_step) * batch / passed_s,
+            "waiting": self._laps.get("data", 0.0) / passed_s,
+            "seconds": {kind: round(value, 6) for kind, value in self._laps.items()},
+        }
+        self._mark_s, self._mark_step, self._laps = self._lap_s, step, {}
         return found
 
 
@@ -109,6 +122,13 @@ def write_facts(folder: Path, facts: dict[str, Any]) -> None:
             continue
     machine = describe_machine().model_dump(mode="json")
     write_json(folder / "run.json", {**facts, "versions": versions, "machine": machine})
+
+
+def write_summary(folder: Path, steps: int, fit: Fit, clips_per_s: float) -> None:
+    """``summary.json``: where the run ended."""
+    last = fit.validation[-1] if fit.validation else None
+    found = {"steps": steps, "loss": fit.losses[-1], "validation": last, "best": fit.best, "clips_per_s": clips_per_s}
+    write_json(folder / "summary.json", found)
 
 
 def _tensorboard(folder: Path, step: int) -> _Tracker:

@@ -20,13 +20,13 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
 )
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from toolkit.errors import UnavailableDevice
 from toolkit.recipe import RunConfig
+from train.loop.blocks import blocks_of, compile_in_place, recompute
 from train.loop.checkpoint import sharded, whole
 
-__all__ = ["World", "blocks_of", "is_main", "launched", "main_first", "wait_for_all"]
+__all__ = ["World", "is_main", "launched", "main_first", "wait_for_all"]
 
 T = TypeVar("T")
 
@@ -88,9 +88,9 @@ class World:
         for module in beside:
             module.eval().requires_grad_(False)
         if run.checkpointing:
-            self._undo += [_recompute(block) for block in blocks_of(model)]
+            self._undo += [recompute(block) for block in blocks_of(model)]
         if run.compile:
-            self._undo += [_compile(block) for block in blocks_of(model) or [model]]
+            self._undo += [compile_in_place(block) for block in blocks_of(model) or [model]]
         self._within: nn.Module = Within(model)
 
     def wrap(self, optimizer: torch.optim.Optimizer) -> None:
@@ -140,19 +140,6 @@ class World:
         for module in (self._model, *self._beside):
             module.to("cpu")
         self.accelerator.free_memory()
-
-
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The repeated layers: neighbours of one composite class in a list or sequence."""
-    found: list[nn.Module] = []
-    for parent in model.modules():
-        children = list(parent.children())
-        if isinstance(parent, nn.ModuleList | nn.Sequential) and len(children) > 1:
-            kind = type(children[0])
-            if all(type(child) is kind and any(child.children()) for child in children):
-                found += [child for child in children if child not in found]
-    inner = {id(part) for block in found for part in block.modules() if part is not block}
-    return [block for block in found if id(block) not in inner]
 
 
 def _accelerator(run: RunConfig, model: nn.Module | None) -> Accelerator:
@@ -206,46 +193,6 @@ def _sharding(run: RunConfig, model: nn.Module) -> FullyShardedDataParallelPlugi
         auto_wrap_policy="transformer_based_wrap" if kinds else "no_wrap", transformer_cls_names_to_wrap=kinds or None,
         mixed_precision_policy=MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32),
     )  # fmt: skip
-
-
-def _recompute(block: nn.Module) -> Callable[[], None]:
-    """Recompute the block's activations in the backward pass (Chen et al. 2016, arXiv:1604.06174)."""
-    forward = block.forward
-    norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-
-    def contexts() -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
-        return contextlib.nullcontext(), _still(norms)
-
-    def lean(*arguments: Any, **options: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*arguments, **options)
-        return checkpoint(forward, *arguments, use_reentrant=False, context_fn=contexts, **options)
-
-    block.forward = lean
-    return lambda: delattr(block, "forward")
-
-
-@contextlib.contextmanager
-def _still(norms: list[Any]) -> Iterator[None]:
-    """Keep batch norms from counting a recomputed batch twice."""
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-        norm.num_batches_tracked = norm.num_batches_tracked.clone()
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, kept, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
-
-
-def _compile(block: nn.Module) -> Callable[[], None]:
-    block.compile()
-
-    def undo() -> None:
-        block._compiled_call_impl = None
-
-    return undo
 
 
 def _unshard(within: nn.Module) -> None:

@@ -152,8 +152,9 @@ def inflate(model: I3D, pictures: dict[str, Tensor]) -> None:
 
 def _pool(x_BCTHW: Tensor, kernel: tuple[int, int], stride: tuple[int, int]) -> Tensor:
     """Maximum over (time, space) windows; incomplete windows at the end count, as in the 2-D net."""
-    (kt, ks), (st, ss) = kernel, stride
-    return functional.max_pool3d(x_BCTHW, (kt, ks, ks), (st, ss, ss), ceil_mode=True)
+    sizes = zip((kernel[0], kernel[1], kernel[1]), x_BCTHW.shape[2:], strict=True)
+    windows = [min(wanted, size) for wanted, size in sizes]  # OpenVINO refuses windows larger than a small map
+    return functional.max_pool3d(x_BCTHW, windows, (stride[0], stride[1], stride[1]), ceil_mode=True)
 
 
 def _scaled(channels: int, width: float) -> int:

@@ -123,13 +123,15 @@ def load_teacher(source: Path, labels: tuple[str, ...], preprocess: Preprocess, 
     return open_classifier(str(source), labels, preprocess, frames)
 
 
-def fingerprint(source: Path) -> str:
-    """Hash of a model's weights: of a folder of ours, or of ``hf:<folder or hub id>``.
+def fingerprint(source: str | Path) -> str:
+    """Hash of the weights in a file, in a folder, or of a hub name, with ``hf:`` before it or not.
 
     Raises:
         UserError: there are none.
     """
-    folder = locate(str(source).removeprefix("hf:")) if str(source).startswith("hf:") else source
+    folder = locate(str(source).removeprefix("hf:"))
+    if folder.is_file():
+        return sha256(folder)
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         raise UserError(f"{folder} holds no model: give the --out folder of a finished training stage")

@@ -15,8 +15,10 @@ from typing import Any
 from toolkit.files import writable_dir, write_json, write_text
 from toolkit.progress import note
 from toolkit.recipe import Recipe
-from train.data.clips import Augment, Pictures, load_pictures
+from train.data.batch import Source
+from train.data.clips import Augment
 from train.data.index import Dataset, index_data
+from train.data.sources import open_source
 from train.evaluate import answer
 from train.loop import is_main, main_first, wait_for_all
 from train.models.store import Card, Model, fingerprint, load_teacher, save_model
@@ -26,25 +28,24 @@ __all__ = ["Data", "card_of", "guide_of", "open_data", "parents_of", "run_stage"
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """The decoded splits that training may see: never the test split."""
+    """The splits that training may see: never the test split."""
 
     index: Dataset
-    train: Pictures
-    val: Pictures | None
+    train: Source
+    val: Source | None
     augment: Augment
 
 
 def open_data(recipe: Recipe, cache: Path | None = None) -> Data:
-    """Index and decode the training and validation clips of a recipe.
+    """Index the clips of a recipe and open training and validation, in memory or decoded on demand.
 
     Raises:
         UserError: whatever is wrong with the data, in one line.
     """
     index = index_data(recipe.data)
-    frames, share = recipe.data.frames, recipe.data.broken_share
-    train = load_pictures(index, "train", recipe.preprocess, frames, cache, broken_share=share)
+    train = open_source(recipe.data, index, "train", recipe.preprocess, random=True, cache=cache)
     has_val = any(clip.split == "val" for clip in index.clips)
-    val = load_pictures(index, "val", recipe.preprocess, frames, cache, broken_share=share) if has_val else None
+    val = open_source(recipe.data, index, "val", recipe.preprocess, random=False, cache=cache) if has_val else None
     augment = Augment(recipe.preprocess, index.labels, recipe.data.mirror, recipe.data.flips)
     return Data(index, train, val, augment)
 
@@ -72,7 +73,7 @@ def guide_of(teacher: Path | None, recipe: Recipe) -> Model | None:
     return load_teacher(teacher, labels, recipe.preprocess, recipe.data.frames)
 
 
-def parents_of(**folders: Path | None) -> dict[str, str]:
+def parents_of(**folders: str | Path | None) -> dict[str, str]:
     """Hashes of the models a stage starts from."""
     return {name: fingerprint(folder) for name, folder in folders.items() if folder is not None}
 
@@ -104,7 +105,8 @@ def run_stage(
     model = work(data)
     if is_main():
         labels = data.index.labels
-        card = card_of(recipe, kind, labels).model_copy(update={"lineage": {"stage": name, "parents": parents}})
+        lineage = {"stage": name, "parents": parents, "multi_label": data.index.multi_label}
+        card = card_of(recipe, kind, labels).model_copy(update={"lineage": lineage})
         save_model(out, model, card)
         result: dict[str, Any] = {"key": key, "stage": name}
         if data.val is not None:

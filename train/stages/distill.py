@@ -48,8 +48,8 @@ def prune(recipe: Recipe, out: Path, student: Path, teacher: Path | None = None)
         assert isinstance(pruned, StreamStudent)
 
         def loss() -> Tensor:
-            clips = normalise(data.train.pictures[:32], recipe.preprocess)
-            labels = torch.from_numpy(data.train.labels[:32])
+            batch = data.train.batch(range(min(32, len(data.train))), 0)
+            clips, labels = normalise(batch.first, recipe.preprocess), batch.labels
             return distillation_loss(pruned(clips), labels, None, 0.0, 1.0, warmup=pruned.contract().warmup)
 
         prune_student(pruned, recipe.prune, loss)

@@ -23,7 +23,7 @@ from train.models.pretrained import start_from
 from train.models.store import Loaded, Model, build, load_model
 from train.models.student import StreamStudent
 from train.stages.common import Data, card_of, parents_of, run_stage, validator
-from train.tasks import Task, make_task
+from train.tasks import make_task
 
 __all__ = ["finetune", "layer_rates"]
 
@@ -46,7 +46,10 @@ def finetune(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
         teacher.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         rates = layer_rates(teacher.layers(), config)
         frozen = frozen_norms(teacher, rates)
-        task = _task(recipe, data)
+        task = make_task(
+            "classification", data.index.labels, multi_label=data.index.multi_label,
+            label_smoothing=config.label_smoothing,
+        )  # fmt: skip
         turning = recipe.data.mirror and not recipe.data.flips
         augment = ClipAugment(data.augment, config, len(data.index.labels), turning)
 
@@ -65,14 +68,8 @@ def finetune(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
             return {}
         return {"test": judge_split(model, data.index, "test", recipe.preprocess, config.views, out / "figures")}
 
-    return run_stage("finetune", recipe, ("teacher", "finetune"), parents_of(init=init), out, "teacher", work, report)
-
-
-def _task(recipe: Recipe, data: Data) -> Task:
-    many = data.train.batch([0], 0).labels.ndim == 2
-    return make_task(
-        "classification", data.index.labels, multi_label=many, label_smoothing=recipe.finetune.label_smoothing
-    )
+    parents = parents_of(init=init or recipe.teacher.pretrained)
+    return run_stage("finetune", recipe, ("teacher", "finetune"), parents, out, "teacher", work, report)
 
 
 def _copy_encoder(start: Loaded, teacher: Model) -> None:

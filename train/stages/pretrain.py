@@ -13,7 +13,7 @@ from train.models.pretrained import start_from
 from train.models.store import Model, build
 from train.objectives import Mixture, resolve
 from train.objectives.features import Encoder
-from train.stages.common import Data, card_of, run_stage
+from train.stages.common import Data, card_of, parents_of, run_stage
 
 __all__ = ["pretrain", "view_clips"]
 
@@ -45,7 +45,8 @@ def pretrain(recipe: Recipe, out: Path) -> Path:
         fit(plan, data.train, out)
         return teacher
 
-    return run_stage("pretrain", recipe, ("teacher", "pretrain"), {}, out, "teacher", work)
+    parents = parents_of(init=recipe.teacher.pretrained)
+    return run_stage("pretrain", recipe, ("teacher", "pretrain"), parents, out, "teacher", work)
 
 
 def view_clips(batch: Batch, augment: Augment, generator: torch.Generator) -> Tensor:

@@ -21,7 +21,7 @@ _PARTS = ("categories", "images", "annotations")
 
 def _lists(root: Path) -> list[Path]:
     if root.is_file():
-        return [root] if root.suffix.lower() == ".json" else []
+        return [root] if root.suffix.lower() == ".json" and root.name != "index.json" else []
     if not root.is_dir():
         return []
     named = [*root.glob("instances_*.json"), *root.glob("annotations/instances_*.json")]

@@ -21,7 +21,7 @@ from typing import Any
 from toolkit.errors import UserError
 from toolkit.progress import track
 from toolkit.video import VIDEO_SUFFIXES
-from train.data.clip import SPLITS, Clip, Member, split_name
+from train.data.clip import SPLITS, Box, Clip, Member, split_name
 from train.data.formats.reading import Where, is_url, read_json
 
 __all__ = ["INDEX", "expand", "found", "read", "read_member"]
@@ -30,6 +30,7 @@ INDEX = "index.json"
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _TIMEOUT_S = 30
 _TRIES = 3
+_DESCRIBED = ("label", "split", "group", "span", "meta", "boxes", "annotated")
 
 
 def found(where: Where) -> bool:
@@ -104,11 +105,14 @@ def _from_index(index: str) -> list[Clip]:
         )
     folder = index.rpartition("/")[0] or "."
     clips = []
-    for shard in raw["shards"]:
-        place = f"{folder}/{shard['name']}"
-        for row in shard["clips"]:
-            member = Member(row["name"], row["offset"], row["size"], place if "://" in place else "")
-            clips.append(_clip(Path(place), member, row))
+    try:
+        for shard in raw["shards"]:
+            place = f"{folder}/{shard['name']}"
+            for row in shard["clips"]:
+                member = Member(str(row["name"]), int(row["offset"]), int(row["size"]), place if "://" in place else "")
+                clips.append(_clip(Path(place), member, row))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"data {index} is damaged ({error}): make it again by vidon data shard") from error
     return clips
 
 
@@ -116,8 +120,10 @@ def _clip(place: Path, member: Member, row: dict[str, Any]) -> Clip:
     start_s, end_s = row.get("span") or (None, None)
     label = row.get("label", "")
     meta = tuple((str(key), str(value)) for key, value in (row.get("meta") or {}).items())
-    return Clip(place, str(label), split_name(str(row.get("split") or "")),
-                str(row.get("group") or PurePosixPath(member.name).stem), (start_s, end_s), meta, member)  # fmt: skip
+    group = str(row.get("group") or PurePosixPath(member.name).stem)
+    boxes = tuple(Box(frame, str(name), (x1, y1, x2, y2)) for frame, name, (x1, y1, x2, y2) in row.get("boxes", ()))
+    split, annotated = split_name(str(row.get("split") or "")), tuple(row.get("annotated", ()))
+    return Clip(place, str(label), split, group, (start_s, end_s), meta, member, boxes=boxes, annotated=annotated)
 
 
 def _from_tar(place: str) -> list[Clip]:
@@ -134,7 +140,7 @@ def _from_tar(place: str) -> list[Clip]:
     clips = []
     for key, sample in samples.items():
         if "member" in sample:
-            if not sample.get("label"):
+            if not (sample.get("label") or sample.get("annotated")):
                 raise UserError(
                     f'shard {place}: {key} has no label: add {key}.json with "label", {key}.cls or {key}.txt'
                 )
@@ -160,7 +166,11 @@ def _described(text: str, place: str, name: str) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"shard {place}: {name} is not valid JSON") from error
     raw = raw if isinstance(raw, dict) else {}
-    known = {key: raw[key] for key in ("label", "split", "group", "span", "meta") if raw.get(key) is not None}
+    known = {
+        key: raw[key]
+        for key in ("label", "split", "group", "span", "meta", "boxes", "annotated")
+        if raw.get(key) is not None
+    }
     if isinstance(raw.get("labels"), list):
         known["label"] = ";".join(map(str, raw["labels"]))
     return known
@@ -169,7 +179,7 @@ def _described(text: str, place: str, name: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def _tar(place: str) -> Iterator[tarfile.TarFile]:
     if "://" not in place:
-        with tarfile.open(place) as tar:
+        with tarfile.open(place, "r:") as tar:
             yield tar
         return
     with _get(place) as answer, tarfile.open(fileobj=answer, mode="r|") as tar:
