@@ -36,6 +36,11 @@ class Config(BaseModel):
     reversed: bool = True
     augment: Strength = Strength()
 
+    @property
+    def passes(self) -> int:
+        """How many clips of each video go through the encoder (or the follower)."""
+        return 3 if self.reversed else 2
+
     @model_validator(mode="after")
     def _queue_needs_momentum(self) -> "Config":
         if self.queue and not self.momentum:
