@@ -25,7 +25,8 @@ All = Annotated[bool, typer.Option("--all", help="Every artefact whose runtime w
 
 
 def _export(recipe: Path | None, model: Path, out: Path, overrides: list[str] | None, runtimes: str | None,
-            precisions: tuple[str, ...], as_json: bool, target: str | None, batches: tuple[int, ...] = ()) -> None:  # fmt: skip
+            precisions: tuple[str, ...], as_json: bool, target: str | None,
+            batches: tuple[int, ...] = ()) -> None:  # fmt: skip
     from toolkit.cli.road import export_model
 
     settings = recipe_of(recipe, overrides)
