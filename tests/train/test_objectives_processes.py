@@ -23,7 +23,7 @@ from train.stages.pretrain import view_clips
 def _train(out: Path, strategy: str) -> None:
     torch.set_num_threads(1)
     weights = dict.fromkeys(OBJECTIVES, 1.0)
-    settings = {
+    settings: dict[str, dict[str, object]] = {
         "contrastive": {"momentum": 0.5, "queue": 16},
         "adversarial": {"width": 8, "critic_width": 4, "r1": 1.0},
         "autoencoder": {"width": 8},
