@@ -15,7 +15,7 @@ from deploy.export import qnn, rknn, tensorrt, vela
 from deploy.export.feedback import feedback_litert
 from deploy.export.limits import find_blockers
 from deploy.export.onnx import float_onnx
-from deploy.export.qdq import Activations, qdq_onnx
+from deploy.export.qdq import Activations, Prepare, qdq_onnx
 from deploy.export.step import Feeds, hushed
 from deploy.targets import Target
 from deploy.verify import check_artefact
@@ -55,9 +55,9 @@ def _feedback(sources: Sources, path: Path) -> None:
     feedback_litert(sources.litert(), sources.contract, sources.feeds(), path)
 
 
-def _qdq(activations: Activations) -> Quantise:
+def _qdq(activations: Activations, prepare: Prepare | None = None) -> Quantise:
     def quantise(sources: Sources, path: Path) -> None:
-        qdq_onnx(sources.onnx(), sources.contract, sources.feeds(), path, activations)
+        qdq_onnx(sources.onnx(), sources.contract, sources.feeds(), path, activations, prepare)
 
     return quantise
 
@@ -65,7 +65,7 @@ def _qdq(activations: Activations) -> Quantise:
 #: runtime -> (file that is shipped, how its answers are checked, how it is quantised, how it is compiled)
 _ROADS: dict[str, tuple[str, Evidence, Quantise, Compile]] = {
     "ethosu": (vela.ENTRY, "simulated", _feedback, vela.compile_vela),
-    "rknn": (rknn.ENTRY, "simulated", _qdq("s8"), rknn.compile_rknn),
+    "rknn": (rknn.ENTRY, "simulated", _qdq("s8", rknn.four_dimensions), rknn.compile_rknn),
     "qnn": (qnn.ENTRY, "simulated", _qdq("u8"), qnn.compile_qnn),
     "tensorrt": (tensorrt.ENTRY, "compiled", _qdq("s8-symmetric"), tensorrt.compile_tensorrt),
 }

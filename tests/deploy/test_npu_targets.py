@@ -236,3 +236,26 @@ def test_the_manifest_keeps_target_and_evidence(tmp_path: Path) -> None:
     assert Artefact.model_validate(json.loads(artefact.model_dump_json())) == artefact
     # Bundles written before there were targets still open.
     assert Artefact.model_validate({"runtime": "litert", "precision": "int8", "entry": "m"}).key == "litert-int8"
+
+
+@pytest.mark.parametrize("readout", ["average", "motion"])
+def test_four_dimensional_linear_layers_give_the_same_answers(readout: str, tmp_path: Path) -> None:
+    import onnxruntime
+
+    from deploy.export.rknn import four_dimensions
+
+    motion = StudentConfig(width=0.25, depth=0.4, temporal="none", readout="motion", blocks=6)
+    model = lively_student(motion if readout == "motion" else None)
+    contract = model.contract()
+    with hushed():
+        float_onnx(flat_step(model), contract, tmp_path / "flat.onnx", opset=18, batch=1)
+    changed = onnx.load(str(tmp_path / "flat.onnx"))
+    four_dimensions(changed.graph)
+    assert not {node.op_type for node in changed.graph.node} & {"Gemm", "Flatten", "Reshape"}
+    feed = {"frame": streams(1)[0][:1], **contract.zeros()}
+    answers = []
+    for proto in (onnx.load(str(tmp_path / "flat.onnx")), changed):
+        session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+        answers.append(session.run(["logits"], feed)[0])
+    assert answers[1].shape == (1, contract.classes, 1, 1)
+    np.testing.assert_allclose(answers[1].reshape(1, -1), answers[0], atol=1e-5)
