@@ -117,9 +117,10 @@ def profile(request: Any) -> tuple[list[float], float]:
     heavy, rest = [], 0.0
     for row in request.get_profiling_info():
         ms = row.real_time.total_seconds() * 1e3
-        number = re.search(r"(?:conv2d|linear|MatMul)(?:_(\d+))?", row.node_name)
-        if row.node_type in ("Convolution", "FullyConnected", "MatMul") and ms > 0:
-            place = 10**6 if "linear" in row.node_name else int((number and number.group(1)) or 0)
+        number = re.search(r"conv2d(?:_(\d+))?", row.node_name)
+        if row.node_type.startswith(("Convolution", "GroupConvolution", "FullyConnected", "MatMul")):
+            linear = row.node_type.startswith(("FullyConnected", "MatMul"))
+            place = 10**6 if linear else int((number and number.group(1)) or 0)
             heavy.append((place, ms))
         else:
             rest += ms

@@ -183,7 +183,8 @@ def measure(name: str, bundle: Bundle, threads: int, steps: int) -> tuple[list[l
         session = load(artefact.runtime).open(bundle.root / artefact.folder, artefact, contract, options)
         calls[f"{artefact.key} session"] = lambda session=session: session.step(frame)
         calls[f"{artefact.key} own"] = own_loop(bundle, artefact, threads)
-    times = bench_calls(calls, steps, 5, f"{name}, {threads} threads", block=5, rest_s=0.003)
+    count = steps if contract.kind == "stream" else max(10, steps // 3)
+    times = bench_calls(calls, count, 3, f"{name}, {threads} threads", block=5, rest_s=0.003)
     rows, data = [], {}
     for artefact in bundle.manifest.artefacts:
         key = artefact.key
