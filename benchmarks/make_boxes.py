@@ -70,8 +70,14 @@ def bluer(frame: Picture, background: Picture) -> Picture:
 
 
 SCENES = (
-    Scene("one-by-one-person-detection", "person", differs, (5, 21), (10, 12),
-          ((50, 58, 0, 320), (1210, 1224, 0, 320), (1320, 1324, 0, 320))),
+    Scene(
+        "one-by-one-person-detection",
+        "person",
+        differs,
+        (5, 21),
+        (10, 12),
+        ((50, 58, 0, 320), (1210, 1224, 0, 320), (1320, 1324, 0, 320)),
+    ),
     Scene("car-detection", "car", brighter, (11, 17), (18, 8)),
     Scene("bottle-detection", "bottle", bluer, (5, 9), (12, 14), ((185, 215, 0, 210), (326, 342, 210, 320))),
 )

@@ -43,20 +43,24 @@ class Preprocess(BaseModel):
             frame_HWC = np.repeat(frame_HWC[:, :, None], 3, axis=2)
         rows, cols = frame_HWC.shape[:2]
         scale = max(height / rows, width / cols)
-        crop = self._centre(frame_HWC, scale) if self.fit == "crop" else frame_HWC[:, :, :3]
+        crop = self._centre(frame_HWC) if self.fit == "crop" else frame_HWC[:, :, :3]
         if crop.shape[:2] != (height, width):
             cv2 = opencv()
             method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
             crop = cv2.resize(crop, (width, height), interpolation=method)
         return np.ascontiguousarray(crop[:, :, ::-1])
 
-    def _centre(self, frame_HWC: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uint8]:
+    def _centre(self, frame_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """The central part with the model's aspect: cropping first scales only the pixels that remain."""
-        rows, cols = frame_HWC.shape[:2]
-        crop_rows = min(rows, max(1, round(self.size[0] / scale)))
-        crop_cols = min(cols, max(1, round(self.size[1] / scale)))
-        top, left = (rows - crop_rows) // 2, (cols - crop_cols) // 2
-        return frame_HWC[top : top + crop_rows, left : left + crop_cols, :3]
+        left, top, width, height = self.crop_of(*frame_HWC.shape[:2])
+        return frame_HWC[top : top + height, left : left + width, :3]
+
+    def crop_of(self, rows: int, cols: int) -> tuple[int, int, int, int]:
+        """Left, top, width and height of the central part of a ``rows`` x ``cols`` frame that ``crop`` keeps."""
+        scale = max(self.size[0] / rows, self.size[1] / cols)
+        height = min(rows, max(1, round(self.size[0] / scale)))
+        width = min(cols, max(1, round(self.size[1] / scale)))
+        return (cols - width) // 2, (rows - height) // 2, width, height
 
     def normalise(self, picture_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """uint8 RGB (..., H, W, 3) -> float32 (..., 3, H, W), normalised per channel."""

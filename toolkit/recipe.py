@@ -18,7 +18,9 @@ from toolkit.errors import UserError, nearest
 from toolkit.preprocess import Preprocess
 
 __all__ = [
+    "BoxesConfig",
     "DataConfig",
+    "DetectionConfig",
     "DistillConfig",
     "FinetuneConfig",
     "PretrainConfig",
@@ -90,6 +92,15 @@ class FinetuneConfig(_Optim):
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
 
 
+class BoxesConfig(_Frozen):
+    """A detector's head: ``levels`` of feature maps, ``channels`` inside; ``score`` and ``overlap`` read its answer."""
+
+    levels: int = Field(default=1, ge=1, le=2)
+    channels: int = Field(default=64, ge=8)
+    score: float = Field(default=0.3, gt=0, lt=1)
+    overlap: float = Field(default=0.5, gt=0, le=1)
+
+
 class StudentConfig(_Frozen):
     """The streaming student: a MobileNetV2-style 2-D backbone with causal temporal modules.
 
@@ -110,7 +121,8 @@ class StudentConfig(_Frozen):
     dropout: float = 0.1
     look_back: bool = False
     blocks: int | None = Field(default=None, ge=1)
-    readout: Literal["average", "motion"] = "average"
+    readout: Literal["average", "motion", "boxes"] = "average"
+    boxes: BoxesConfig = BoxesConfig()
     lags: tuple[int, ...] = (1, 2, 3, 4)
     bends: tuple[int, ...] = (1, 2)
     pretrained: Path | None = None
@@ -122,6 +134,30 @@ class DistillConfig(_Optim):
     alpha: float = Field(default=0.5, ge=0, le=1)
     temperature: float = Field(default=2.0, gt=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+
+class DetectionConfig(_Optim):
+    """Training of a detector, student or clip encoder, on a COCO file (``task = "detection"``).
+
+    ``head`` shapes the clip encoder's head (the student's is ``student.boxes``). ``box_weight`` weighs GIoU against
+    focal loss; ``mirror`` and ``zoom`` (the smallest share of the picture kept) augment.
+    ``teacher`` is a FastestDet ONNX file and ``teacher_labels`` its class names, one a line. ``use`` says what is
+    learned: the annotations, the teacher's boxes above ``teacher_score``, or both (the teacher refines the place of
+    annotated boxes). ``rename`` maps the teacher's names to those of the data.
+    """
+
+    epochs: int = Field(default=40, ge=1)
+    batch: int = Field(default=8, ge=1)
+    lr: float = Field(default=2e-3, gt=0)
+    head: BoxesConfig = BoxesConfig()
+    box_weight: float = Field(default=2.0, gt=0)
+    mirror: bool = True
+    zoom: float = Field(default=0.7, gt=0, le=1)
+    teacher: Path | None = None
+    teacher_labels: Path | None = None
+    teacher_score: float = Field(default=0.4, gt=0, lt=1)
+    use: Literal["annotations", "teacher", "both"] = "annotations"
+    rename: dict[str, str] = {}
 
 
 class PruneConfig(_Optim):
@@ -145,6 +181,7 @@ class Recipe(_Frozen):
 
     version: Literal[1] = 1
     name: str = Field(default="student", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    task: Literal["classification", "detection"] = "classification"
     data: DataConfig = DataConfig()
     preprocess: Preprocess = Preprocess()
     teacher: TeacherConfig = TeacherConfig()
@@ -154,6 +191,7 @@ class Recipe(_Frozen):
     distill: DistillConfig = DistillConfig()
     prune: PruneConfig = PruneConfig()
     quantize: QuantizeConfig = QuantizeConfig()
+    detection: DetectionConfig = DetectionConfig()
 
 
 def load_recipe(path: Path | None, overrides: tuple[str, ...] = ()) -> Recipe:

@@ -64,7 +64,10 @@ def export_bundle(
     """
     contract: Contract = model.contract()
     golden = golden_of(model, golden_frames)
-    manifest = Manifest(name=name, labels=labels, preprocess=preprocess, contract=contract, lineage=lineage)
+    task = "classification" if contract.detection is None else "detection"
+    manifest = Manifest(
+        name=name, task=task, labels=labels, preprocess=preprocess, contract=contract, lineage=lineage
+    )  # fmt: skip
     wanted = targets_of(runtimes, precisions, contract.kind)
     with (
         tempfile.TemporaryDirectory(prefix="vidon-export-") as scratch,

@@ -18,13 +18,14 @@ from toolkit.contract import Contract
 from toolkit.errors import UserError
 from toolkit.files import write_bytes, write_text
 from toolkit.preprocess import Preprocess
-from toolkit.recipe import StudentConfig, TeacherConfig
+from toolkit.recipe import BoxesConfig, StudentConfig, TeacherConfig
+from train.detect.clip import ClipDetector
 from train.models.student import OnlineShift, StreamStudent, build_student
 from train.models.vit import TubeletViT
 
 __all__ = ["Card", "Model", "build", "load_model", "save_model"]
 
-Model = StreamStudent | TubeletViT
+Model = StreamStudent | TubeletViT | ClipDetector
 
 
 class Card(BaseModel):
@@ -32,7 +33,7 @@ class Card(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["student", "teacher"]
+    kind: Literal["student", "teacher", "detector"]
     config: dict[str, Any]
     labels: tuple[str, ...]
     preprocess: Preprocess
@@ -56,6 +57,9 @@ class Loaded:
 def build(card: Card) -> Model:
     """Make the card's model with fresh weights."""
     frame = (3, *card.preprocess.size)
+    if card.kind == "detector":
+        encoder = build(card.model_copy(update={"kind": "teacher", "config": card.config["encoder"]}))
+        return ClipDetector(encoder, len(card.labels), BoxesConfig.model_validate(card.config["boxes"]))
     if card.kind == "teacher":
         return TubeletViT(TeacherConfig.model_validate(card.config), len(card.labels), frame, card.frames)
     return build_student(StudentConfig.model_validate(card.config), len(card.labels), frame, card.frames)
@@ -94,7 +98,8 @@ def load_model(folder: Path) -> Loaded:
 
 def _classes(state: dict[str, Tensor]) -> int:
     """Number of classes the saved output layer has."""
-    names = ("head.weight", "readout.head.weight", "readout.heads.0.weight")
+    names = ("head.weight", "readout.head.weight", "readout.heads.0.weight", "readout.head.scores.weight",
+             "heads.0.scores.weight")  # fmt: skip
     return next((state[name].shape[0] for name in names if name in state), 0)
 
 

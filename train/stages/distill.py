@@ -16,12 +16,20 @@ from train.models.mobilenet_v2 import IMAGENET, load_imagenet
 from train.models.store import Model, build, load_model
 from train.models.student import StreamStudent
 from train.stages.common import Data, card_of, parents_of, run_stage, validator
+from train.stages.detect import detect_student, prune_detector
 
 __all__ = ["distill", "prune"]
 
 
 def distill(recipe: Recipe, out: Path, teacher: Path | None = None) -> Path:
-    """Train the streaming student on labels and, if there is one, on the teacher's soft answers."""
+    """Train the streaming student on labels and, if there is one, on the teacher's soft answers.
+
+    With ``task = "detection"`` the student learns boxes, and its teacher is ``detection.teacher``.
+    """
+    if recipe.task == "detection":
+        if teacher is not None:
+            raise UserError("a detector's teacher is a file named in the recipe (detection.teacher), not --teacher")
+        return detect_student(recipe, out)
     guide = load_model(teacher).model if teacher is not None else None
 
     def work(data: Data) -> Model:
@@ -37,6 +45,8 @@ def distill(recipe: Recipe, out: Path, teacher: Path | None = None) -> Path:
 
 def prune(recipe: Recipe, out: Path, student: Path, teacher: Path | None = None) -> Path:
     """Remove channels from a trained student and recover by distillation."""
+    if recipe.task == "detection":
+        return prune_detector(recipe, out, student)
     loaded = load_model(student)
     guide = load_model(teacher).model if teacher is not None else None
     if not isinstance(loaded.model, StreamStudent):

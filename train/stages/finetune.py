@@ -13,12 +13,18 @@ from train.data.batch import Batch
 from train.loop import Plan, fit
 from train.models.store import Loaded, Model, build, load_model
 from train.stages.common import Data, card_of, parents_of, run_stage, validator
+from train.stages.detect import detect_encoder
 
 __all__ = ["finetune"]
 
 
 def finetune(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
-    """Supervised training of the teacher, from ``init`` (a pretrained encoder) or from scratch."""
+    """Supervised training of the teacher, from ``init`` (a pretrained encoder) or from scratch.
+
+    With ``task = "detection"`` the head of boxes on the encoder instead.
+    """
+    if recipe.task == "detection":
+        return detect_encoder(recipe, out, init)
     start = load_model(init) if init is not None else None
 
     def work(data: Data) -> Model:
