@@ -140,7 +140,8 @@ class DetectionConfig(_Optim):
     """Training of a detector, student or clip encoder, on a COCO file (``task = "detection"``).
 
     ``head`` shapes the clip encoder's head (the student's is ``student.boxes``). ``box_weight`` weighs GIoU against
-    focal loss; ``mirror`` and ``zoom`` (the smallest share of the picture kept) augment.
+    focal loss; ``mirror`` and ``zoom`` (the smallest share of the picture kept) augment; ``freeze`` fixes the first N
+    blocks and what stands before them.
     ``teacher`` is a FastestDet ONNX file and ``teacher_labels`` its class names, one a line. ``use`` says what is
     learned: the annotations, the teacher's boxes above ``teacher_score``, or both (the teacher refines the place of
     annotated boxes). ``rename`` maps the teacher's names to those of the data.
@@ -153,6 +154,7 @@ class DetectionConfig(_Optim):
     box_weight: float = Field(default=2.0, gt=0)
     mirror: bool = True
     zoom: float = Field(default=0.7, gt=0, le=1)
+    freeze: int = Field(default=0, ge=0)
     teacher: Path | None = None
     teacher_labels: Path | None = None
     teacher_score: float = Field(default=0.4, gt=0, lt=1)

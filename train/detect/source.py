@@ -127,7 +127,7 @@ def _repeated(starts: list[tuple[int, int]], classes: list[set[int]]) -> list[tu
 def augment(
     batch: Batch, preprocess: Preprocess, mirror: bool, zoom: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One draw per clip: mirror, zoom out of a random place, light; boxes follow and lost ones become -1.
+    """One draw per clip: mirror, zoom into a random place, light and colour; boxes follow and lost ones become -1.
 
     Returns clips float32 (B, T, 3, H, W), boxes (B, T, M, 4) and labels (B, T, M).
     """
@@ -145,10 +145,11 @@ def augment(
     grid = functional.affine_grid(theta, [count, 1, height, width], align_corners=False)
     folded = clips.reshape(count, frames * channels, height, width)
     clips = functional.grid_sample(folded, grid, align_corners=False, padding_mode="border")
-    gain = torch.empty(count, 1, 1, 1).uniform_(0.8, 1.2, generator=generator)
-    lift = torch.empty(count, 1, 1, 1).uniform_(-0.2, 0.2, generator=generator)
+    clips = clips.reshape(count, frames, channels, height, width)
+    gain = torch.empty(count, 1, channels, 1, 1).uniform_(0.8, 1.2, generator=generator)
+    lift = torch.empty(count, 1, channels, 1, 1).uniform_(-0.2, 0.2, generator=generator)
     boxes, labels = _moved(boxes, labels, (scale, shift, flip), (height, width))
-    return (clips * gain + lift).reshape(count, frames, channels, height, width), boxes, labels
+    return clips * gain + lift, boxes, labels
 
 
 def _moved(

@@ -261,8 +261,9 @@ class StreamStudent(nn.Module):
         """As usual, except that pretrained batch norms keep their statistics: small batches would ruin them."""
         super().train(mode)
         if self.config.pretrained is not None:
+            fresh = set(self.readout.modules()) if isinstance(self.readout, BoxReadout) else set()
             for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
+                if isinstance(module, nn.BatchNorm2d) and module not in fresh:
                     module.eval()
         return self
 

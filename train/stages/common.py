@@ -18,9 +18,11 @@ from toolkit.recipe import Recipe
 from train.data.clips import Augment, Pictures, load_pictures
 from train.data.index import Dataset, index_clips
 from train.evaluate import answer
-from train.models.store import Card, Model, save_model
+from train.models.mobilenet_v2 import IMAGENET, load_imagenet
+from train.models.store import Card, Model, load_model, save_model
+from train.models.student import StreamStudent
 
-__all__ = ["Data", "card_of", "open_data", "parents_of", "run_stage", "validator"]
+__all__ = ["Data", "card_of", "open_data", "parents_of", "run_stage", "start_from", "validator"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,21 @@ def run_stage(
     write_json(done, result)
     (out / "checkpoint.safetensors").unlink(missing_ok=True)
     return out
+
+
+def start_from(student: StreamStudent, recipe: Recipe) -> None:
+    """Fill a fresh student with the weights that ``student.pretrained`` names, as far as they fit."""
+    source = recipe.student.pretrained
+    if source is None:
+        return
+    if str(source) == "imagenet":
+        load_imagenet(student, IMAGENET)
+    elif source.is_dir():
+        state = load_model(source).model.state_dict()
+        own = student.state_dict()
+        student.load_state_dict({n: t for n, t in state.items() if n in own and own[n].shape == t.shape}, strict=False)
+    else:
+        load_imagenet(student, source)
 
 
 def _says(file: Path, key: str) -> bool:

@@ -33,6 +33,7 @@ from train.detect.teacher import FastestDet, refine
 from train.loop import Plan, fit
 from train.models.store import Card, Model, build, load_model, save_model
 from train.models.student import StreamStudent
+from train.stages.common import start_from
 from train.tasks.detection import Detection
 
 __all__ = ["answers_of", "detect_encoder", "detect_student", "detection_of", "prune_detector"]
@@ -130,6 +131,8 @@ def _train(
     model = build(card)
     if start is not None:
         model = _started(model, start)
+    elif isinstance(model, StreamStudent):
+        start_from(model, recipe)
     if isinstance(model, StreamStudent):
         if shrink is not None:
             prune_student(model, shrink.model_copy(update={"importance": "magnitude"}))
@@ -147,7 +150,8 @@ def _train(
             return task.loss(moved, model.frames_answer(clips.transpose(1, 2)))
         return task.loss(moved, model(clips))
 
-    plan = Plan("train detector", model, loss, config, _validator(model, task, val, preprocess) if val else None)
+    validate = _validator(model, task, val, preprocess) if val else None
+    plan = Plan("train detector", model, loss, config, validate, _rates(config.freeze))
     return model, fit(plan, windows, out).best
 
 
@@ -166,6 +170,18 @@ def _started(model: Model, start: Model) -> Model:
         raise UserError("the model to start from has other shapes than the recipe's: use the same settings")
     target.load_state_dict(fitting, strict=False)
     return model
+
+
+def _rates(freeze: int) -> Callable[[str], float]:
+    """Zero for the first ``freeze`` blocks and what stands before them, by the parameters' names."""
+
+    def rate(name: str) -> float:
+        layers = name.removeprefix("encoder.")
+        if layers.startswith("blocks."):
+            return float(int(layers.split(".")[1]) >= freeze)
+        return float(not freeze or not layers.startswith(("stem", "embed")))
+
+    return rate
 
 
 def _validator(model: Model, task: Detection, videos: list[BoxedVideo], preprocess: Preprocess) -> Callable[[], float]:

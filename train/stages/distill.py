@@ -12,10 +12,9 @@ from train.compress.prune import prune_student
 from train.data.batch import Batch
 from train.data.clips import normalise
 from train.loop import Plan, fit
-from train.models.mobilenet_v2 import IMAGENET, load_imagenet
 from train.models.store import Model, build, load_model
 from train.models.student import StreamStudent
-from train.stages.common import Data, card_of, parents_of, run_stage, validator
+from train.stages.common import Data, card_of, parents_of, run_stage, start_from, validator
 from train.stages.detect import detect_student, prune_detector
 
 __all__ = ["distill", "prune"]
@@ -36,7 +35,7 @@ def distill(recipe: Recipe, out: Path, teacher: Path | None = None) -> Path:
         torch.manual_seed(recipe.distill.seed)
         student = build(card_of(recipe, "student", data.index.labels))
         assert isinstance(student, StreamStudent)
-        _start_from(student, recipe)
+        start_from(student, recipe)
         _train_student(student, guide, data, recipe, recipe.distill.epochs, recipe.distill.lr, "distil student", out)
         return student
 
@@ -95,17 +94,3 @@ def _train_student(
 
     optim = config.model_copy(update={"epochs": epochs, "lr": lr})
     fit(Plan(label, student, loss, optim, validator(student, data, recipe)), data.train, out)
-
-
-def _start_from(student: StreamStudent, recipe: Recipe) -> None:
-    source = recipe.student.pretrained
-    if source is None:
-        return
-    if str(source) == "imagenet":
-        load_imagenet(student, IMAGENET)
-    elif source.is_dir():
-        state = load_model(source).model.state_dict()
-        own = student.state_dict()
-        student.load_state_dict({n: t for n, t in state.items() if n in own and own[n].shape == t.shape}, strict=False)
-    else:
-        load_imagenet(student, source)
