@@ -41,7 +41,7 @@ class DetectionSpec(_Frozen):
     """The levels of an answer and how it is read: boxes under ``score`` go, of ``overlap``ping ones the best stays."""
 
     levels: tuple[Level, ...] = Field(min_length=1)
-    score: float = Field(default=0.3, gt=0, lt=1)
+    score: float = Field(default=0.4, gt=0, lt=1)
     overlap: float = Field(default=0.5, gt=0, le=1)
     most: int = Field(default=100, ge=1)
 

@@ -93,11 +93,15 @@ class FinetuneConfig(_Optim):
 
 
 class BoxesConfig(_Frozen):
-    """A detector's head: ``levels`` of feature maps, ``channels`` inside; ``score`` and ``overlap`` read its answer."""
+    """A detector's head: ``levels`` of feature maps, ``channels`` inside; ``score`` and ``overlap`` read its answer.
+
+    ``kernel`` > 1 gives the student's head a memory of its own: a causal temporal convolution over so many frames.
+    """
 
     levels: int = Field(default=1, ge=1, le=2)
     channels: int = Field(default=64, ge=8)
-    score: float = Field(default=0.3, gt=0, lt=1)
+    kernel: int = Field(default=1, ge=1, le=9)
+    score: float = Field(default=0.4, gt=0, lt=1)
     overlap: float = Field(default=0.5, gt=0, le=1)
 
 
@@ -141,7 +145,8 @@ class DetectionConfig(_Optim):
 
     ``head`` shapes the clip encoder's head (the student's is ``student.boxes``). ``box_weight`` weighs GIoU against
     focal loss; ``mirror`` and ``zoom`` (the smallest share of the picture kept) augment; ``freeze`` fixes the first N
-    blocks and what stands before them.
+    blocks and what stands before them. If that is all but the head, and single frames go in, features are computed
+    once, under ``copies`` augmentations of each video, and epochs cost next to nothing.
     ``teacher`` is a FastestDet ONNX file and ``teacher_labels`` its class names, one a line. ``use`` says what is
     learned: the annotations, the teacher's boxes above ``teacher_score``, or both (the teacher refines the place of
     annotated boxes). ``rename`` maps the teacher's names to those of the data.
@@ -155,6 +160,7 @@ class DetectionConfig(_Optim):
     mirror: bool = True
     zoom: float = Field(default=0.7, gt=0, le=1)
     freeze: int = Field(default=0, ge=0)
+    copies: int = Field(default=6, ge=1)
     teacher: Path | None = None
     teacher_labels: Path | None = None
     teacher_score: float = Field(default=0.4, gt=0, lt=1)
@@ -216,10 +222,18 @@ def load_recipe(path: Path | None, overrides: tuple[str, ...] = ()) -> Recipe:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         raise UserError(_explain(error, path)) from error
-    if path is None or recipe.data.root.is_absolute() or _overridden(overrides, "data.root"):
-        return recipe
-    rooted = recipe.data.model_copy(update={"root": path.parent / recipe.data.root})
-    return recipe.model_copy(update={"data": rooted})
+    return recipe if path is None else _rooted(recipe, path.parent, overrides)
+
+
+def _rooted(recipe: Recipe, folder: Path, overrides: tuple[str, ...]) -> Recipe:
+    """Paths of the file are relative to its folder; those of overrides, to where the command was given."""
+    changed: dict[str, Any] = {}
+    for section, keys in (("data", ("root",)), ("detection", ("teacher", "teacher_labels"))):
+        part = getattr(recipe, section)
+        given = {key: getattr(part, key) for key in keys if not _overridden(overrides, f"{section}.{key}")}
+        rooted = {key: folder / value for key, value in given.items() if value is not None}
+        changed[section] = part.model_copy(update=rooted)
+    return recipe.model_copy(update=changed)
 
 
 def _overridden(overrides: tuple[str, ...], key: str) -> bool:

@@ -328,3 +328,35 @@ def test_the_command_line_measures_the_exported_file(exported: Bundle, footage: 
         assert rows[key]["frames"] == 16
     assert vidon("evaluate", exported.root, *data, *keys)[1].startswith("onnxruntime-fp32: AP 0.")
     assert "do not exist" in refused("evaluate", exported.root, "--data", footage.with_name("no.json"))
+
+
+def test_the_road_from_a_coco_file_to_an_evaluated_bundle(footage: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "detect.toml"
+    recipe.write_text(f"""
+task = "detection"
+[data]
+root = "{footage}"
+frames = 4
+[preprocess]
+size = [{ROWS}, {COLS}]
+[student]
+width = 0.25
+blocks = 5
+look_back = true
+[detection]
+epochs = 2
+batch = 2
+[quantize]
+rollouts = 2
+""")
+    code, text, _ = vidon("distill", recipe, "--out", tmp_path / "s")
+    assert (code, ": validation AP 0." in text) == (0, True)
+    bundle = tmp_path / "b.vidon"
+    names = ("--runtimes", "onnxruntime", "--precisions", "fp32,int8")
+    code, text, errors = vidon("export", tmp_path / "s", recipe, "--out", bundle, *names)
+    assert code == 0, errors
+    rows = json.loads(vidon("evaluate", bundle, "--data", footage, "-a", "onnxruntime-int8", "--json")[1])
+    assert rows["onnxruntime-int8"]["boxes"] == 32
+    assert "its annotations are for" not in errors
+    wrong = refused("finetune", recipe, "--out", tmp_path / "t", "--set", "data.root=nowhere.json")
+    assert "boxes nowhere.json do not exist" in wrong

@@ -106,9 +106,10 @@ def test_training_and_decoding_read_an_answer_alike(spec: DetectionSpec) -> None
 
 
 def test_gradients_pull_an_answer_to_the_truth() -> None:
+    torch.manual_seed(0)
     boxes, labels = torch.tensor([[[10.0, 8.0, 40.0, 30.0], [50.0, 5.0, 66.0, 44.0]]]), torch.tensor([[0, 2]])
     answer = torch.zeros(1, SPEC.width(3)).add_(torch.randn(1, SPEC.width(3)) * 0.01).requires_grad_()
-    optimizer = torch.optim.Adam([answer], lr=0.1)
+    optimizer = torch.optim.Adam([answer], lr=0.3)
     for _ in range(150):
         optimizer.zero_grad()
         detection_loss(answer, boxes, labels, 3, SPEC).backward()  # type: ignore[no-untyped-call]
@@ -196,12 +197,13 @@ def test_the_task_keeps_the_protocol_and_perfect_answers_score_one(tmp_path_fact
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("levels", [1, 2])
-def test_the_clip_form_of_a_detector_equals_its_step_form(levels: int) -> None:
+@pytest.mark.parametrize(("levels", "kernel", "temporal"), [(1, 1, "shift"), (2, 3, "none"), (1, 4, "conv")])
+def test_the_clip_form_of_a_detector_equals_its_step_form(levels: int, kernel: int, temporal: str) -> None:
     torch.manual_seed(0)
-    config = StudentConfig(
-        width=0.25, blocks=6, look_back=True, readout="boxes", boxes=BoxesConfig(levels=levels, channels=16)
-    )
+    config = StudentConfig.model_validate({
+        "width": 0.25, "blocks": 6, "look_back": temporal == "shift", "readout": "boxes", "temporal": temporal,
+        "boxes": BoxesConfig(levels=levels, channels=16, kernel=kernel),
+    })  # fmt: skip
     model = build_student(config, 3, (3, ROWS, COLS), 4).eval()
     contract = model.contract()
     assert contract.detection is not None

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,13 @@ from tests.boxes import boxes_recipe, write_boxes
 from toolkit.coco import read_coco
 from toolkit.errors import UserError
 from toolkit.files import sha256
-from train.detect.source import load_boxed
+from toolkit.recipe import Recipe
+from train.data.clips import normalise
+from train.detect.features import FeatureWindows
+from train.detect.source import Windows, load_boxed
 from train.detect.teacher import FastestDet
 from train.models.store import load_model
+from train.models.student import StreamStudent, build_student
 from train.stages import distill, finetune, prune
 from train.stages.detect import answers_of, detection_of
 
@@ -32,13 +37,52 @@ def _precision(folder: Path, data: Path, split: str) -> float:
     return float(detection_of(loaded.model, loaded.card.labels, recipe).metrics(answers, truth)["ap50"])
 
 
-def test_a_student_learns_one_clip_by_heart(data: Path, tmp_path: Path) -> None:
-    recipe = boxes_recipe(data, epochs=60, zoom=1.0, mirror=False, lr=1e-2)
-    folder = distill(recipe, tmp_path / "student")
+def test_a_student_learns_one_clip_by_heart(tmp_path: Path) -> None:
+    data = write_boxes(tmp_path / "data", ("train",))
+    folder = distill(boxes_recipe(data, epochs=60, zoom=1.0, mirror=False, lr=1e-2), tmp_path / "student")
     assert _precision(folder, data, "train") > 0.9
+    assert json.loads((folder / "done.json").read_text())["validation"] is None
+
+
+def test_a_frozen_backbone_is_asked_once_and_the_head_learns(data: Path, tmp_path: Path) -> None:
+    recipe = _head_only(data, epochs=30, lr=1e-2, freeze=9, copies=2, zoom=0.95)
+    start = build_student(recipe.student.model_copy(update={"readout": "boxes"}), 2, (3, 48, 80), 4)
+    folder = distill(recipe, tmp_path / "student")
+    model = load_model(folder).model
+    assert isinstance(model, StreamStudent)
     done = json.loads((folder / "done.json").read_text())
+    losses = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert done["metric"] == "AP"
-    assert done["validation"] > 0.3
+    assert losses[-1] < 0.7 * losses[0]
+    other = load_model(distill(_head_only(data, epochs=1, lr=1e-2, freeze=9, copies=2), tmp_path / "short")).model
+    for name, weight in model.state_dict().items():
+        same = torch.equal(weight, other.state_dict()[name])
+        assert same == (not name.startswith("readout.")) or "num_batches" in name, name
+    assert start.contract() == model.contract()
+
+
+def test_feature_windows_are_the_pictures_windows_seen_by_the_backbone(data: Path) -> None:
+    recipe = _head_only(data, copies=1)
+    torch.manual_seed(0)
+    model = build_student(recipe.student.model_copy(update={"readout": "boxes"}), 2, (3, 48, 80), 4).eval()
+    videos = load_boxed(read_coco(data).split("train"), recipe.preprocess)
+    features = FeatureWindows(model, videos, 4, recipe.preprocess, recipe.detection).batch([1, 0], 3)
+    pictures = Windows(videos, 4)
+    assert len(pictures) == 4
+    shifts = [features.boxes[row, 0, 0, 0].item() for row in range(2)]  # type: ignore[index]
+    for row, left in enumerate(shifts):
+        start = next(t for t, frame in enumerate(videos[0].truth) if frame is not None and frame.boxes[0, 0] == left)
+        clip = normalise(videos[0].pictures[start : start + 4], recipe.preprocess)[None]
+        with torch.no_grad():
+            assert torch.allclose(model.readout.clip(features.pictures[row]), model(clip), atol=1e-5)
+
+
+def _head_only(data: Path, **detection: Any) -> Recipe:
+    """The student sees single frames; its head remembers."""
+    recipe = boxes_recipe(data, **detection)
+    boxes = recipe.student.boxes.model_copy(update={"kernel": 3})
+    student = recipe.student.model_copy(update={"temporal": "none", "look_back": False, "boxes": boxes})
+    return recipe.model_copy(update={"student": student})
 
 
 def test_a_finished_detector_is_not_trained_again_and_a_changed_one_is(data: Path, tmp_path: Path) -> None:

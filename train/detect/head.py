@@ -6,6 +6,7 @@ from the first by a convolution of stride 2. Shapes: B batch, T time, C channels
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,11 @@ class DetectHead(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """All levels, one after the other."""
-        maps = [self.neck(x_BCHW)]
+        return self.answer(self.neck(x_BCHW))
+
+    def answer(self, x_BCHW: Tensor) -> Tensor:
+        """The same from the neck's output."""
+        maps = [x_BCHW]
         for down in self.down:
             maps.append(down(maps[-1]))
         answers = [self._level(self.tower(each)) for each in maps]
@@ -64,25 +69,34 @@ class DetectHead(nn.Module):
 
 
 class BoxReadout(nn.Module):
-    """The head as a student's readout. Stateless: the temporal modules before it carry the context."""
+    """The head as a student's readout, with a temporal module behind its neck or None. State: that module's."""
 
-    def __init__(self, channels: int, classes: int, config: BoxesConfig) -> None:
+    def __init__(self, channels: int, classes: int, config: BoxesConfig, temporal: Any = None) -> None:
         super().__init__()
         self.head = DetectHead(channels, classes, config)
+        self.temporal = temporal
 
     def state_channels(self) -> list[int]:
-        """No state."""
-        return []
+        """Channels of each state tensor."""
+        channels: list[int] = [] if self.temporal is None else self.temporal.state_channels()
+        return channels
 
     def step(self, x_BCHW: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """One frame: (B, C, H, W) -> (B, N)."""
-        return self.still(x_BCHW), []
+        if self.temporal is None:
+            return self.still(x_BCHW), []
+        looked, following = self.temporal.step(self.head.neck(x_BCHW), states)
+        return self.head.answer(looked), following
 
     def clip(self, x_BTCHW: Tensor) -> Tensor:
         """All frames: (B, T, C, H, W) -> (B, T, N)."""
-        return self.still(x_BTCHW.flatten(0, 1)).reshape(*x_BTCHW.shape[:2], -1)
+        batch, frames = x_BTCHW.shape[:2]
+        x = self.head.neck(x_BTCHW.flatten(0, 1))
+        if self.temporal is not None:
+            x = self.temporal.clip(x.unflatten(0, (batch, frames))).flatten(0, 1)
+        return self.head.answer(x).reshape(batch, frames, -1)
 
     def still(self, x_BCHW: Tensor) -> Tensor:
         """The answer for a picture that never changes."""
-        answer: Tensor = self.head(x_BCHW)
-        return answer
+        x = self.head.neck(x_BCHW)
+        return self.head.answer(x if self.temporal is None else self.temporal.still(x))

@@ -107,12 +107,17 @@ class Windows:
         )  # fmt: skip
 
     def _cut(self, index: int, shift: int) -> tuple[npt.NDArray[np.uint8], list[FrameBoxes | None]]:
-        """Pictures (T, H, W, 3) and truth of one window; a shorter video repeats its last frame."""
-        number, start = self._starts[index]
+        """Pictures (T, H, W, 3) and truth of one window."""
+        number, places = self.places(index, shift)
         video = self._videos[number]
-        start = min(max(0, start + shift), max(0, len(video.pictures) - self._frames))
-        places = [min(start + offset, len(video.pictures) - 1) for offset in range(self._frames)]
         return video.pictures[places], [video.truth[place] for place in places]
+
+    def places(self, index: int, shift: int) -> tuple[int, list[int]]:
+        """The video of a window and its frames there; a shorter video repeats its last frame."""
+        number, start = self._starts[index]
+        count = len(self._videos[number].pictures)
+        start = min(max(0, start + shift), max(0, count - self._frames))
+        return number, [min(start + offset, count - 1) for offset in range(self._frames)]
 
 
 def _repeated(starts: list[tuple[int, int]], classes: list[set[int]]) -> list[tuple[int, int]]:

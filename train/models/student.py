@@ -237,7 +237,8 @@ class StreamStudent(nn.Module):
         if config.blocks is not None:
             channels = self._outputs(config.blocks)
         if config.readout == "boxes":
-            return BoxReadout(channels, self.classes, config.boxes)
+            memory = CausalTaps(config.boxes.channels, config.boxes.kernel) if config.boxes.kernel > 1 else None
+            return BoxReadout(channels, self.classes, config.boxes, memory)
         if config.readout == "motion":
             return MotionReadout(channels, self.classes, config.lags, config.bends, config.dropout)
         last = LAST if config.width >= 1 else round_channels(LAST * config.width)

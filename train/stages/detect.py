@@ -23,11 +23,12 @@ from toolkit.errors import UserError
 from toolkit.files import sha256, writable_dir, write_json, write_text
 from toolkit.preprocess import Preprocess
 from toolkit.progress import note
-from toolkit.recipe import PruneConfig, Recipe
+from toolkit.recipe import DetectionConfig, PruneConfig, Recipe
 from train.compress.prune import prune_student
 from train.data.batch import Batch
 from train.data.clips import normalise
 from train.detect.clip import ClipDetector
+from train.detect.features import FeatureWindows, features_of
 from train.detect.source import BoxedVideo, Windows, augment, load_boxed
 from train.detect.teacher import FastestDet, refine
 from train.loop import Plan, fit
@@ -35,6 +36,8 @@ from train.models.store import Card, Model, build, load_model, save_model
 from train.models.student import StreamStudent
 from train.stages.common import start_from
 from train.tasks.detection import Detection
+
+Loss = Callable[[Batch, torch.Generator], Tensor]
 
 __all__ = ["answers_of", "detect_encoder", "detect_student", "detection_of", "prune_detector"]
 
@@ -139,10 +142,21 @@ def _train(
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task = detection_of(model, data.labels, recipe)
     videos = load_boxed(data.split("train"), preprocess, "decode train", _lesson(recipe, data))
-    windows = Windows(videos, recipe.data.frames)
     has_val = any(part.split == "val" for part in data.footage)
     val = load_boxed(data.split("val"), preprocess, "decode val") if has_val else []
+    validate = _validator(model, task, val, preprocess) if val else None
+    windows: Windows | FeatureWindows = Windows(videos, recipe.data.frames)
+    if _only_head(model, config.freeze):
+        assert isinstance(model, StreamStudent)
+        windows = FeatureWindows(model, videos, recipe.data.frames, preprocess, config)
+        loss, validate = _head_loss(model, task), _head_validator(model, task, val, preprocess) if val else None
+    else:
+        loss = _loss(model, task, preprocess, config)
+    plan = Plan("train detector", model, loss, config, validate, _rates(config.freeze))
+    return model, fit(plan, windows, out).best
 
+
+def _loss(model: Model, task: Detection, preprocess: Preprocess, config: DetectionConfig) -> Loss:
     def loss(batch: Batch, generator: torch.Generator) -> Tensor:
         clips, boxes, labels = augment(batch, preprocess, config.mirror, config.zoom, generator)
         moved = dataclasses.replace(batch, boxes=boxes, box_labels=labels)
@@ -150,9 +164,33 @@ def _train(
             return task.loss(moved, model.frames_answer(clips.transpose(1, 2)))
         return task.loss(moved, model(clips))
 
-    validate = _validator(model, task, val, preprocess) if val else None
-    plan = Plan("train detector", model, loss, config, validate, _rates(config.freeze))
-    return model, fit(plan, windows, out).best
+    return loss
+
+
+def _only_head(model: Model, freeze: int) -> bool:
+    """Whether nothing but the head is trained and the backbone sees single frames: then features are computed once."""
+    if not isinstance(model, StreamStudent):
+        return False
+    single = model.config.temporal == "none" and not model.config.look_back
+    return single and freeze >= len(model.blocks)
+
+
+def _head_loss(model: StreamStudent, task: Detection) -> Loss:
+    return lambda batch, generator: task.loss(batch, model.readout.clip(batch.first))
+
+
+def _head_validator(
+    model: StreamStudent, task: Detection, videos: list[BoxedVideo], preprocess: Preprocess
+) -> Callable[[], float]:
+    maps = [features_of(model, normalise(video.pictures, preprocess)) for video in videos]
+    truth = [frame for video in videos for frame in video.truth]
+
+    def precision() -> float:
+        with torch.no_grad():
+            answers = torch.cat([model.readout.clip(each[None])[0] for each in maps]).numpy()
+        return float(task.metrics(answers, truth)[task.chooses])
+
+    return precision
 
 
 def _started(model: Model, start: Model) -> Model:
