@@ -211,7 +211,7 @@ def main(folder: Path) -> None:
     caption = (
         f"Test times of three static cameras: {exported[keys[0]].frames} frames, {exported[keys[0]].boxes} boxes, made "
         "by background subtraction as those of training are; by class: person / car / bottle. 'Any class' asks for "
-        f"boxes only, as background subtraction gives them. The student has {size.parameters / 1e6:.2f} M parameters and "
+        f"boxes only, as background subtraction gives them. The student has {size.parameters / 1e6:.2f} M parameters, "
         f"{size.macs / 1e6:.0f} MMAC a frame of 160x96; latency is of one step on one thread, p50, interleaved."
     )
     columns = ["model", "AP", "AP50", "AP50 by class", "AP50, any class", "ms a step"]
