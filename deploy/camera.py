@@ -18,10 +18,12 @@ from typing import Any, Literal
 import numpy as np
 
 from deploy.capture import Grabbed, Source, open_source
+from deploy.detect import found_in
 from deploy.overlay import Overlay, Scene
 from deploy.sinks import Look, Sink, VideoSink
-from toolkit.bundle import Bundle
-from toolkit.contract import Array, Session, softmax
+from toolkit.bundle import Bundle, Manifest
+from toolkit.contract import Array, Contract, Session, softmax
+from toolkit.detection import Found, to_frame
 from toolkit.errors import BundleError, UnavailableDevice, UserError
 from toolkit.preprocess import FrameSampler
 
@@ -65,7 +67,7 @@ class CameraSummary:
     ``frames`` were handled and ``dropped`` skipped by the newest-frame policy; ``steps`` the model took and
     ``skipped_steps`` it owed but could not afford (a device too slow for the model's frame rate). ``stages`` maps
     each stage, and for live sources ``latency`` (frame arrived -> answer out), to its timing. ``shares`` is the
-    share of the answered steps per label.
+    share of the answered steps per label (of a detector: those that show one).
     """
 
     source: str
@@ -190,6 +192,11 @@ class _Answer:
         self.probabilities: Array | None = None
         self.history: deque[tuple[int, float]] = deque(maxlen=240)
         self.counts: Counter[int] = Counter()
+        self.answered = 0
+
+    def on_frame(self, manifest: Manifest, rows: int, cols: int) -> Found | None:
+        """A detector's boxes; a classifier has none."""
+        return None
 
     def add(self, logits_K: Array) -> None:
         if self._ignore:
@@ -200,6 +207,35 @@ class _Answer:
         best = int(self.probabilities.argmax())
         self.history.append((best, float(self.probabilities[best])))
         self.counts[best] += 1
+        self.answered += 1
+
+
+class _Boxes(_Answer):
+    """A detector's answer: the boxes of the last step; as probabilities the best score of each class."""
+
+    def __init__(self, contract: Contract) -> None:
+        super().__init__(1, contract.warmup)
+        self._contract = contract
+        self.found: Found | None = None
+
+    def add(self, logits_K: Array) -> None:
+        if self._ignore:
+            self._ignore -= 1
+            return
+        self.found = found_in(logits_K, self._contract)
+        self.probabilities = np.zeros(self._contract.classes, np.float32)
+        np.maximum.at(self.probabilities, self.found.labels, self.found.scores)
+        best = int(self.probabilities.argmax())
+        self.history.append((best, float(self.probabilities[best])))
+        self.counts.update(set(self.found.labels.tolist()))
+        self.answered += 1
+
+    def on_frame(self, manifest: Manifest, rows: int, cols: int) -> Found | None:
+        """The boxes in pixels of a frame of ``rows`` x ``cols``."""
+        if self.found is None:
+            return None
+        boxes = to_frame(self.found.boxes, manifest.preprocess, rows, cols)
+        return Found(boxes, self.found.scores, self.found.labels)
 
 
 class _Loop:
@@ -207,7 +243,8 @@ class _Loop:
 
     def __init__(self, bundle: Bundle, session: Session, sinks: Sequence[Sink], options: CameraOptions) -> None:
         self.manifest, self.session, self.sinks, self.options = bundle.manifest, session, sinks, options
-        self.answer = _Answer(options.window, session.contract.warmup)
+        contract = session.contract
+        self.answer = _Answer(options.window, contract.warmup) if contract.detection is None else _Boxes(contract)
         self.clock = _Clock()
         placement = session.placement()
         self.artefact = f"{placement.runtime}-{placement.precision}"
@@ -277,6 +314,7 @@ class _Loop:
             labels=self.manifest.labels,
             probabilities=self.answer.probabilities,
             infer_ms=self.clock.last("infer"),
+            boxes=self.answer.on_frame(self.manifest, *grabbed.frame.shape[:2]),
         )
         with self.clock.time("output"):
             # Every sink gets the frame, even when an earlier one asks to stop.
@@ -294,6 +332,7 @@ class _Loop:
             stamp_s=grabbed.stamp_s,
             live=live,
             dropped=self.dropped,
+            boxes=self.answer.on_frame(self.manifest, *grabbed.frame.shape[:2]),
         )
 
     def outs(self) -> list[str]:
@@ -302,7 +341,7 @@ class _Loop:
 
     def summary(self, stream: Source, ended: Ended) -> CameraSummary:
         seconds = self.finished - self.began
-        answered = sum(self.answer.counts.values())
+        answered = self.answer.answered
         labels = self.manifest.labels
         outs = self.outs()
         return CameraSummary(

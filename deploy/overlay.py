@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.cv import opencv
+from toolkit.detection import Found
 
 __all__ = ["Overlay", "Scene", "colour_of"]
 
@@ -43,7 +44,7 @@ class Scene:
     """What is shown with one frame.
 
     ``probabilities`` (K,) is None before the first answer; ``history`` holds (class, confidence) per step, oldest
-    first; ``stages_ms`` maps stage to recent mean.
+    first; ``stages_ms`` maps stage to recent mean; ``boxes`` are a detector's, in pixels of the frame.
     """
 
     probabilities: npt.NDArray[np.float32] | None
@@ -53,6 +54,7 @@ class Scene:
     stamp_s: float
     live: bool = False
     dropped: int = 0
+    boxes: Found | None = None
 
 
 class _Type:
@@ -119,6 +121,8 @@ class Overlay:
             canvas[:height] = frame
         else:
             cv2.resize(frame, (width, height), dst=canvas[:height], interpolation=cv2.INTER_LINEAR)
+        if scene.boxes is not None:
+            self._boxes(canvas[:height], scene.boxes, width / cols, scale)
         self._answer(canvas[:height], scene, scale)
         self._clock(canvas[:height], scene, scale)
         left, middle = round(0.36 * width), round(0.74 * width)
@@ -132,6 +136,8 @@ class Overlay:
         px, pad = round(30 * scale), round(14 * scale)
         if scene.probabilities is None:
             label, share, colour = "warming up", "", _DIM
+        elif scene.boxes is not None and not len(scene.boxes):
+            label, share, colour = "nothing", "", _DIM
         else:
             index = int(scene.probabilities.argmax())
             label, share = self._labels[index], f"{100 * float(scene.probabilities[index]):.0f} %"
@@ -144,6 +150,21 @@ class Overlay:
         base = pad + round(1.32 * px)
         self._type.put(picture, label, (pad * 5 // 2, base), px, _INK, bold=True)
         self._type.put(picture, share, (pad * 5 // 2 + wide + pad, base), px, colour)
+
+    def _boxes(self, picture: Picture, found: Found, zoom: float, scale: float) -> None:
+        """A frame around each box, with its label and score above it (inside it at the upper edge)."""
+        cv2, px = opencv(), max(10, round(16 * scale))
+        rows = zip(
+            (found.boxes * zoom).round().astype(int).tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+        )
+        for (left, top, right, bottom), score, index in reversed(list(rows)):
+            colour, text = colour_of(index), f"{self._labels[index]} {100 * score:.0f} %"
+            cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), colour, max(2, round(3 * scale)), cv2.LINE_AA)
+            wide, high = self._type.width(text, px) + px // 2, round(1.4 * px)
+            start = max(0, min(left, picture.shape[1] - wide))
+            edge = top - high if top >= high else top
+            cv2.rectangle(picture, (start, edge), (start + wide, edge + high), colour, -1)
+            self._type.put(picture, text, (start + px // 4, edge + round(1.05 * px)), px, _GROUND)
 
     def _clock(self, picture: Picture, scene: Scene, scale: float) -> None:
         """Minutes and seconds of the source, top right, with a red dot when live."""

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.cv import opencv
+from toolkit.detection import Found
 from toolkit.errors import UserError
 from toolkit.files import writable_dir
 from toolkit.preprocess import FrameSampler
@@ -40,7 +41,7 @@ class Look:
     """What is known at one frame. ``probabilities`` (K,) is None until the model has warmed up.
 
     ``frame`` counts captured frames from 0, ``steps`` is how many model steps this frame caused, ``infer_ms`` the
-    time of the last one.
+    time of the last one. ``boxes`` are a detector's, in pixels of the frame.
     """
 
     frame: int
@@ -49,6 +50,7 @@ class Look:
     labels: Sequence[str]
     probabilities: npt.NDArray[np.float32] | None
     infer_ms: float
+    boxes: Found | None = None
 
     @property
     def best(self) -> tuple[str, float] | None:
@@ -211,6 +213,8 @@ class VideoSink:
 class EventSink:
     """Write one line of JSON per answered frame: ``frame, t_s, label, confidence, probabilities, infer_ms``.
 
+    A detector's line has ``boxes`` too: label, score and left, top, right, bottom in pixels of the frame.
+
     With ``changes`` only frames at which the label changed are written.
     """
 
@@ -231,7 +235,7 @@ class EventSink:
             return True
         self._last = best[0]
         shares = {label: round(float(p), 4) for label, p in zip(look.labels, look.probabilities, strict=True)}
-        event = {
+        event: dict[str, Any] = {
             "frame": look.frame,
             "t_s": round(look.stamp_s, 3),
             "label": best[0],
@@ -239,6 +243,8 @@ class EventSink:
             "probabilities": shares,
             "infer_ms": round(look.infer_ms, 3),
         }
+        if look.boxes is not None:
+            event["boxes"] = _rows(look.boxes, look.labels)
         try:
             self._stream.write(json.dumps(event, ensure_ascii=False) + "\n")
             self._stream.flush()
@@ -248,3 +254,11 @@ class EventSink:
 
     def close(self) -> None:
         """The stream belongs to the caller."""
+
+
+def _rows(found: Found, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Boxes as plain data."""
+    return [
+        {"label": labels[label], "score": round(score, 4), "box": [round(side, 1) for side in box]}
+        for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+    ]

@@ -1,7 +1,7 @@
 """Replay the golden steps through an artefact and compare: a wrong answer is refused by name.
 
 fp32 answers must agree to 1e-4 of their magnitude; int8 answers are judged by the signal-to-quantisation-noise
-ratio of the logits and by how often the strongest class agrees.
+ratio of the logits and by how often the strongest class agrees, or of a detector by the boxes both find.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from deploy.detect import agreement
 from deploy.runtimes import Options, available, load
 from deploy.runtimes.window import WindowSession
 from toolkit.bundle import Artefact, Bundle, Golden
@@ -26,7 +27,10 @@ INT8_AGREEMENT = 0.75
 
 @dataclass(frozen=True, slots=True)
 class VerifyResult:
-    """max_diff: worst difference over max(1, largest logit); decibels: signal to noise; agreement: of the argmax."""
+    """max_diff: worst difference over max(1, largest logit); decibels: signal to noise.
+
+    agreement: of the strongest class, or of a detector's boxes.
+    """
 
     key: str
     steps: int
@@ -56,15 +60,18 @@ def replay(session: Session, frames: Array) -> Array:
     return np.concatenate([session.step(frame[None]) for frame in frames])
 
 
-def compare(key: str, got: Array, want: Array) -> VerifyResult:
-    """Measure how far the logits (T, K) are from the float model's."""
+def compare(key: str, got: Array, want: Array, contract: Contract | None = None) -> VerifyResult:
+    """Measure how far the answers (T, N) are from the float model's; ``contract`` says whether they are boxes."""
     difference = np.abs(got.astype(np.float64) - want)
     noise = float(np.square(difference).sum())
     signal = float(np.square(want.astype(np.float64)).sum())
     decibels = 10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30))
-    agreement = float((got.argmax(1) == want.argmax(1)).mean())
+    if contract is not None and contract.detection is not None:
+        same = agreement(got, want, contract)
+    else:
+        same = float((got.argmax(1) == want.argmax(1)).mean())
     worst = float(difference.max()) / max(1.0, float(np.abs(want).max()))
-    return VerifyResult(key, len(want), worst, float(decibels), agreement)
+    return VerifyResult(key, len(want), worst, float(decibels), same)
 
 
 def check_artefact(folder: Path, artefact: Artefact, contract: Contract, golden: Golden) -> VerifyResult:
@@ -79,7 +86,7 @@ def check_artefact(folder: Path, artefact: Artefact, contract: Contract, golden:
         got = replay(session, golden.frames)
     finally:
         session.close()
-    result = compare(artefact.key, got, golden.logits)
+    result = compare(artefact.key, got, golden.logits, contract)
     if not np.isfinite(got).all():
         raise ParityError(f"{artefact.key}: the answers are not finite; export again, in fp32 if it is int8")
     if artefact.precision == "fp32" and result.max_diff > FLOAT_TOLERANCE:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from toolkit.detection import DetectionSpec
 from toolkit.errors import UserError
 
 __all__ = ["Array", "Contract", "Placement", "Session", "StateSpec", "clip_answer", "softmax"]
@@ -40,7 +41,8 @@ class Contract(_Frozen):
     ``stream``: input ``frame`` (3, H, W) and one input per state; outputs ``logits`` (classes,) and one
     ``<state>_next`` per state. ``clip``: input ``clip`` (3, T, H, W) with T = ``frames``; output ``logits``.
     ``frames`` is the clip length the model was trained on; the first ``warmup`` answers of a stream, while its
-    state fills, do not count in the answer for a whole clip.
+    state fills, do not count in the answer for a whole clip. A detector's ``logits`` are (answer_width,), read as
+    ``detection`` says.
     """
 
     kind: Literal["stream", "clip"] = "stream"
@@ -49,6 +51,7 @@ class Contract(_Frozen):
     frames: int = Field(default=16, ge=1)
     warmup: int = Field(default=0, ge=0)
     states: tuple[StateSpec, ...] = ()
+    detection: DetectionSpec | None = None
 
     @model_validator(mode="after")
     def _clip_models_have_no_state(self) -> Self:
@@ -67,6 +70,11 @@ class Contract(_Frozen):
     def output_names(self) -> list[str]:
         """Graph outputs in order: the logits, then the next states."""
         return ["logits", *(state.output for state in self.states)]
+
+    @property
+    def answer_width(self) -> int:
+        """Numbers in one answer: one logit per class, or a detector's whole map."""
+        return self.classes if self.detection is None else self.detection.width(self.classes)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -115,7 +123,7 @@ class Session(Protocol):
     contract: Contract
 
     def step(self, frame_BCHW: Array) -> Array:
-        """Advance by one frame: float32 (B, 3, H, W) -> logits float32 (B, classes)."""
+        """Advance by one frame: float32 (B, 3, H, W) -> logits float32 (B, answer_width)."""
         ...
 
     def reset(self) -> None:

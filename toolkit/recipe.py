@@ -19,7 +19,9 @@ from toolkit.errors import UserError, nearest
 from toolkit.preprocess import Preprocess
 
 __all__ = [
+    "BoxesConfig",
     "DataConfig",
+    "DetectionConfig",
     "DistillConfig",
     "FinetuneConfig",
     "PretrainConfig",
@@ -185,6 +187,19 @@ class FinetuneConfig(_Optim):
     views: tuple[Annotated[int, Field(ge=1)], Literal[1, 3]] = (1, 1)
 
 
+class BoxesConfig(_Frozen):
+    """A detector's head: ``levels`` of feature maps, ``channels`` inside; ``score`` and ``overlap`` read its answer.
+
+    ``kernel`` > 1 gives the student's head a memory of its own: a causal temporal convolution over so many frames.
+    """
+
+    levels: int = Field(default=1, ge=1, le=2)
+    channels: int = Field(default=64, ge=8)
+    kernel: int = Field(default=1, ge=1, le=9)
+    score: float = Field(default=0.4, gt=0, lt=1)
+    overlap: float = Field(default=0.5, gt=0, le=1)
+
+
 class StudentConfig(_Frozen):
     """The streaming student: a MobileNetV2-style 2-D backbone with causal temporal modules.
 
@@ -205,7 +220,8 @@ class StudentConfig(_Frozen):
     dropout: float = 0.1
     look_back: bool = False
     blocks: int | None = Field(default=None, ge=1)
-    readout: Literal["average", "motion"] = "average"
+    readout: Literal["average", "motion", "boxes"] = "average"
+    boxes: BoxesConfig = BoxesConfig()
     lags: tuple[int, ...] = (1, 2, 3, 4)
     bends: tuple[int, ...] = (1, 2)
     pretrained: Path | None = None
@@ -217,6 +233,34 @@ class DistillConfig(_Optim):
     alpha: float = Field(default=0.5, ge=0, le=1)
     temperature: float = Field(default=2.0, gt=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+
+class DetectionConfig(_Optim):
+    """Training of a detector, student or clip encoder, on a COCO file (``task = "detection"``).
+
+    ``head`` shapes the clip encoder's head (the student's is ``student.boxes``). ``box_weight`` weighs GIoU against
+    focal loss; ``mirror`` and ``zoom`` (the smallest share of the picture kept) augment; ``freeze`` fixes the first N
+    blocks and what stands before them. If that is all but the head, and single frames go in, features are computed
+    once, under ``copies`` augmentations of each video, and epochs cost next to nothing.
+    ``teacher`` is a FastestDet ONNX file and ``teacher_labels`` its class names, one a line. ``use`` says what is
+    learned: the annotations, the teacher's boxes above ``teacher_score``, or both (the teacher refines the place of
+    annotated boxes). ``rename`` maps the teacher's names to those of the data.
+    """
+
+    epochs: int = Field(default=40, ge=1)
+    batch: int = Field(default=8, ge=1)
+    lr: float = Field(default=2e-3, gt=0)
+    head: BoxesConfig = BoxesConfig()
+    box_weight: float = Field(default=2.0, gt=0)
+    mirror: bool = True
+    zoom: float = Field(default=0.7, gt=0, le=1)
+    freeze: int = Field(default=0, ge=0)
+    copies: int = Field(default=6, ge=1)
+    teacher: Path | None = None
+    teacher_labels: Path | None = None
+    teacher_score: float = Field(default=0.4, gt=0, lt=1)
+    use: Literal["annotations", "teacher", "both"] = "annotations"
+    rename: dict[str, str] = {}
 
 
 class PruneConfig(_Optim):
@@ -240,6 +284,7 @@ class Recipe(_Frozen):
 
     version: Literal[1] = 1
     name: str = Field(default="student", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    task: Literal["classification", "detection"] = "classification"
     data: DataConfig = DataConfig()
     preprocess: Preprocess = Preprocess()
     run: RunConfig = RunConfig()
@@ -250,6 +295,7 @@ class Recipe(_Frozen):
     distill: DistillConfig = DistillConfig()
     prune: PruneConfig = PruneConfig()
     quantize: QuantizeConfig = QuantizeConfig()
+    detection: DetectionConfig = DetectionConfig()
 
 
 def load_recipe(path: Path | None, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -277,16 +323,23 @@ def load_recipe(path: Path | None, overrides: tuple[str, ...] = ()) -> Recipe:
 
 def _rooted(recipe: Recipe, folder: Path, overrides: tuple[str, ...]) -> Recipe:
     """Paths of the file are relative to its folder; those of the command line are not. Hub names stay as they are."""
-    data = {key: folder / value for key in ("root", "videos") if (value := getattr(recipe.data, key)) is not None
-            and not re.match("https?:/", value.as_posix()) and not _overridden(overrides, f"data.{key}")}  # fmt: skip
+    changed: dict[str, Any] = {}
+    for section, keys in (("data", ("root", "videos")), ("detection", ("teacher", "teacher_labels"))):
+        part = getattr(recipe, section)
+        given = {key: getattr(part, key) for key in keys if not _overridden(overrides, f"{section}.{key}")}
+        rooted = {key: folder / value for key, value in given.items() if value is not None and not _remote(value)}
+        changed[section] = part.model_copy(update=rooted)
     teacher = {}
     for key, mark in (("pretrained", ""), ("encoder", "hf:")):
         name = getattr(recipe.teacher, key) or ""
         beside = folder / name.removeprefix(mark)
         if name and name.startswith(mark) and beside.exists() and not _overridden(overrides, f"teacher.{key}"):
             teacher[key] = f"{mark}{beside}"
-    rooted = {"data": recipe.data.model_copy(update=data), "teacher": recipe.teacher.model_copy(update=teacher)}
-    return recipe.model_copy(update=rooted)
+    return recipe.model_copy(update={**changed, "teacher": recipe.teacher.model_copy(update=teacher)})
+
+
+def _remote(path: Path) -> bool:
+    return re.match("https?:/", path.as_posix()) is not None
 
 
 def _overridden(overrides: tuple[str, ...], key: str) -> bool:

@@ -31,6 +31,8 @@ from train.data.clips import normalise
 from train.data.index import Dataset, index_data
 from train.data.targets import Targets
 from train.data.views import cut_views
+from train.detect.clip import ClipDetector
+from train.detect.head import BoxReadout
 from train.models.readout import AverageReadout
 from train.models.store import Loaded, Model, load_model
 from train.models.student import StreamStudent
@@ -78,13 +80,16 @@ def embed(model: Model, clips_BTCHW: Tensor) -> Tensor:
     with torch.no_grad():
         if isinstance(model, StreamStudent):
             return _embed_stream(model, clips_BTCHW)
-        seen: Tensor = model.embed(clips_BTCHW.transpose(1, 2))
+        encoder: Any = model.encoder if isinstance(model, ClipDetector) else model
+        seen: Tensor = encoder.embed(clips_BTCHW.transpose(1, 2))
         return seen
 
 
 def _embed_stream(student: StreamStudent, clips_BTCHW: Tensor) -> Tensor:
     """Mean over the frames after the warm-up of what the readout's linear layers see, joined."""
     readout = student.readout
+    if isinstance(readout, BoxReadout):
+        raise UserError("a streaming detector answers with boxes: embed with a classifier or a clip encoder")
     layers = [readout.head] if isinstance(readout, AverageReadout) else list(readout.heads)
     caught: list[Tensor] = []
     hooks = [layer.register_forward_pre_hook(lambda _, given: caught.append(given[0])) for layer in layers]

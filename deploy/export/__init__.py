@@ -78,7 +78,10 @@ def export_bundle(
     wanted, left_out = _possible(model, contract, asked, rollouts)
     golden = golden_of(model, golden_frames)
     lineage = {**lineage, "left_out": left_out} if left_out else lineage
-    manifest = Manifest(name=name, labels=labels, preprocess=preprocess, contract=contract, lineage=lineage)
+    task = "classification" if contract.detection is None else "detection"
+    manifest = Manifest(
+        name=name, task=task, labels=labels, preprocess=preprocess, contract=contract, lineage=lineage
+    )  # fmt: skip
     with (
         tempfile.TemporaryDirectory(prefix="vidon-export-") as scratch,
         create_bundle(path, manifest, golden) as staging,

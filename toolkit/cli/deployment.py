@@ -68,23 +68,31 @@ def quantize(
 
 @app.command()
 def evaluate(
-    bundle: BundlePath, data: Annotated[Path, typer.Option("--data", "-d", help="Labelled folder or CSV.")],
+    bundle: BundlePath, data: Annotated[Path, typer.Option("--data", "-d", help="Labelled folder, CSV or COCO JSON.")],
     artefact: Keys = None, all_: All = False,
     split: Annotated[str, typer.Option(help="auto (test if there is one, else all), train, val, test, all.")] = "auto",
     save: Annotated[Path | None, typer.Option(help="Write every answer to this JSON file.")] = None,
     device: Device = "cpu", threads: Threads = None, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Accuracy of the exported file, through its runtime, on any labelled folder or CSV.
+    """Accuracy of the exported file, through its runtime, on any labelled folder or CSV; of a detector, AP (COCO).
 
     Example: **vidon evaluate door.vidon --data clips/ --split test --all**
     """
     from deploy.runtimes import working
     from toolkit.bundle import open_bundle
-    from toolkit.cli.road import evaluate_bundle
+    from toolkit.cli.road import evaluate_boxes, evaluate_bundle
     from toolkit.files import write_json
 
     opened = open_bundle(bundle)
-    results = evaluate_bundle(opened, data, split, working(opened)[0] if all_ else artefact, device, threads)
+    keys = working(opened)[0] if all_ else artefact
+    if opened.manifest.contract.detection is not None:
+        found = evaluate_boxes(opened, data, split, keys, device, threads)
+        boxes = {key: result.as_dict() for key, result in found.items()}
+        if save is not None:
+            write_json(save, boxes)
+        say(as_json, boxes, "\n".join(f"{key}: {result.summary}" for key, result in found.items()))
+        return
+    results = evaluate_bundle(opened, data, split, keys, device, threads)
     rows = {key: result.as_dict() for key, result in results.items()}
     if save is not None:
         write_json(save, rows)

@@ -11,10 +11,11 @@ from toolkit.recipe import Recipe
 
 if TYPE_CHECKING:
     from deploy.bench import Latency
+    from deploy.detect import BoxEvaluation
     from deploy.evaluate import Evaluation
     from train.models.store import Loaded
 
-__all__ = ["bench_bundle", "compress", "evaluate_bundle", "export_model", "keep_best", "latencies_of"]
+__all__ = ["bench_bundle", "compress", "evaluate_boxes", "evaluate_bundle", "export_model", "keep_best", "latencies_of"]
 
 _GOLDEN_STEPS = 24
 
@@ -40,7 +41,7 @@ def export_model(
         raise UserError(f"bundle {out}: bundles are written as folders; name it {out.with_suffix('.vidon')}")
     writable_dir(out.parent)
     loaded = load_model(model)
-    rollouts, golden = _streams(recipe, loaded)
+    rollouts, golden = (_streams if loaded.contract.detection is None else _boxed_streams)(recipe, loaded)
     return export_bundle(
         loaded.model, path=out, name=recipe.name, labels=loaded.card.labels, preprocess=loaded.card.preprocess,
         rollouts=rollouts, golden_frames=golden, runtimes=recipe.quantize.runtimes if runtimes is None else runtimes,
@@ -69,6 +70,34 @@ def _streams(recipe: Recipe, loaded: "Loaded") -> tuple[list[Array], Array]:
         if sum(len(part) for part in golden) >= _GOLDEN_STEPS:
             break
     return rollouts, np.concatenate(golden)[:_GOLDEN_STEPS]
+
+
+def _boxed_streams(recipe: Recipe, loaded: "Loaded") -> tuple[list[Array], Array]:
+    """The same for a detector: stretches of the training videos spread over time, and validation with most boxes."""
+    import numpy as np
+
+    from toolkit.boxed import read_boxed
+    from toolkit.coco import read_coco
+
+    preprocess, data = loaded.card.preprocess, read_coco(recipe.data.root, loaded.card.labels)
+    length = 2 * loaded.card.frames
+
+    def stretches(split: str, steps: int) -> list[tuple[int, Array]]:
+        """Number of boxes and frames (T, 3, H, W) of every stretch of a split."""
+        found = []
+        for part in data.split(split):
+            seen = list(read_boxed(part, preprocess))
+            for start in range(0, len(seen), steps):
+                block = seen[start : start + steps]
+                boxes = sum(0 if each.truth is None else len(each.truth.labels) for each in block)
+                found.append((boxes, preprocess.normalise(np.stack([each.picture for each in block]))))
+        return found
+
+    every = stretches("train", length)
+    chosen = np.linspace(0, len(every) - 1, min(recipe.quantize.rollouts, len(every)))
+    others = stretches("val" if any(part.split == "val" for part in data.footage) else "train", _GOLDEN_STEPS)
+    golden = max(others, key=lambda pair: (len(pair[1]), pair[0]))[1]
+    return [every[round(index)][1] for index in chosen], golden
 
 
 def _lineage(recipe: Recipe, loaded: "Loaded") -> dict[str, Any]:
@@ -102,6 +131,26 @@ def evaluate_bundle(
         try:
             manifest = bundle.manifest
             found[key] = evaluate(session, items, manifest.labels, manifest.preprocess, f"evaluate {key}", read_clip)
+        finally:
+            session.close()
+    return found
+
+
+def evaluate_boxes(
+    bundle: Bundle, root: Path, split: str, keys: Sequence[str] | None = None, device: str = "cpu",
+    threads: int | None = None,
+) -> dict[str, "BoxEvaluation"]:  # fmt: skip
+    """COCO's average precision of artefacts over a split of a COCO file."""
+    from deploy.detect import evaluate_boxes as evaluate
+    from deploy.runtimes import open_session, pick
+    from toolkit.coco import read_coco
+
+    data = read_coco(root, bundle.manifest.labels)
+    found = {}
+    for key in keys or [pick(bundle, None).key]:
+        session = open_session(bundle, key, device=device, threads=threads)
+        try:
+            found[key] = evaluate(session, data, split, bundle.manifest.preprocess, f"evaluate {key}")
         finally:
             session.close()
     return found

@@ -20,8 +20,9 @@ def _trained(folder: Path, as_json: bool) -> None:
 
     done = json.loads((folder / "done.json").read_text())
     validation = done.get("validation")
-    text = f"{folder}" + (f": validation accuracy {validation:.3f}" if validation is not None else "")
-    say(as_json, {"model": str(folder), "stage": done["stage"], "validation": validation}, text)
+    metric = done.get("metric", "accuracy")
+    text = f"{folder}" + (f": validation {metric} {validation:.3f}" if validation is not None else "")
+    say(as_json, {"model": str(folder), "stage": done["stage"], "metric": metric, "validation": validation}, text)
 
 
 @app.command()

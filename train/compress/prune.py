@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.recipe import PruneConfig
+from train.detect.head import BoxReadout
 from train.models.readout import AverageReadout, MotionReadout
 from train.models.store import follow_shapes
 from train.models.student import StreamStudent
@@ -55,8 +56,10 @@ def prune_student(student: StreamStudent, config: PruneConfig, loss: Callable[[]
 
 
 def _outputs(student: StreamStudent) -> list[nn.Module]:
-    """The layers whose outputs are the classes."""
+    """The layers whose outputs are the answer."""
     readout = student.readout
+    if isinstance(readout, BoxReadout):
+        return [readout.head.scores, readout.head.distances, readout.head.quality]
     if isinstance(readout, AverageReadout):
         return [readout.head]
     assert isinstance(readout, MotionReadout)

@@ -18,7 +18,8 @@ from toolkit.contract import Contract
 from toolkit.errors import UserError
 from toolkit.files import sha256, write_bytes, write_text
 from toolkit.preprocess import Preprocess
-from toolkit.recipe import StudentConfig, TeacherConfig
+from toolkit.recipe import BoxesConfig, StudentConfig, TeacherConfig
+from train.detect.clip import ClipDetector
 from train.models.c3d import C3D
 from train.models.hf import HubClassifier, open_classifier
 from train.models.hub import locate
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 ClipModel = C3D | HubClassifier | I3D | R2Plus1D | TubeletViT
-Model = StreamStudent | ClipModel
+Model = StreamStudent | ClipModel | ClipDetector
 
 
 class Card(BaseModel):
@@ -49,7 +50,7 @@ class Card(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["student", "teacher"]
+    kind: Literal["student", "teacher", "detector"]
     config: dict[str, Any]
     labels: tuple[str, ...]
     preprocess: Preprocess
@@ -72,6 +73,9 @@ class Loaded:
 
 def build(card: Card) -> Model:
     """Make the card's model with fresh weights."""
+    if card.kind == "detector":
+        encoder = build(card.model_copy(update={"kind": "teacher", "config": card.config["encoder"]}))
+        return ClipDetector(encoder, len(card.labels), BoxesConfig.model_validate(card.config["boxes"]))
     if card.kind == "teacher":
         config = TeacherConfig.model_validate(card.config)
         return make_encoder(config, len(card.labels), card.preprocess, card.frames)
@@ -82,6 +86,7 @@ def build(card: Card) -> Model:
 def save_model(folder: Path, model: Model, card: Card) -> None:
     """Write weights, then the card; both atomically. An encoder's card holds the encoder's own configuration."""
     if card.kind == "teacher":
+        assert not isinstance(model, ClipDetector)
         card = card.model_copy(update={"config": model.config.model_dump(mode="json")})
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     write_bytes(folder / "model.safetensors", save(state))
@@ -140,7 +145,8 @@ def fingerprint(source: str | Path) -> str:
 
 def _classes(state: dict[str, Tensor]) -> int:
     """Number of classes the saved output layer has."""
-    names = ("head.weight", "readout.head.weight", "readout.heads.0.weight")
+    names = ("head.weight", "readout.head.weight", "readout.heads.0.weight", "readout.head.scores.weight",
+             "heads.0.scores.weight")  # fmt: skip
     return next((state[name].shape[0] for name in names if name in state), 0)
 
 

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.contract import Contract, StateSpec
+from toolkit.detection import DetectionSpec
 from toolkit.errors import UserError
 from toolkit.recipe import StudentConfig
+from train.detect.head import BoxReadout, spec_of
 from train.models.readout import AverageReadout, MotionReadout
 
 __all__ = ["StreamStudent", "build_student"]
@@ -230,10 +232,13 @@ class StreamStudent(nn.Module):
         self.blocks = nn.ModuleList(blocks[: config.blocks])
         self.readout = self._readout(channels, act)
 
-    def _readout(self, channels: int, act: Callable[[], nn.Module]) -> AverageReadout | MotionReadout:
+    def _readout(self, channels: int, act: Callable[[], nn.Module]) -> AverageReadout | MotionReadout | BoxReadout:
         config = self.config
         if config.blocks is not None:
             channels = self._outputs(config.blocks)
+        if config.readout == "boxes":
+            memory = CausalTaps(config.boxes.channels, config.boxes.kernel) if config.boxes.kernel > 1 else None
+            return BoxReadout(channels, self.classes, config.boxes, memory)
         if config.readout == "motion":
             return MotionReadout(channels, self.classes, config.lags, config.bends, config.dropout)
         last = LAST if config.width >= 1 else round_channels(LAST * config.width)
@@ -257,8 +262,9 @@ class StreamStudent(nn.Module):
         """As usual, except that pretrained batch norms keep their statistics: small batches would ruin them."""
         super().train(mode)
         if self.config.pretrained is not None:
+            fresh = set(self.readout.modules()) if isinstance(self.readout, BoxReadout) else set()
             for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
+                if isinstance(module, nn.BatchNorm2d) and module not in fresh:
                     module.eval()
         return self
 
@@ -272,6 +278,16 @@ class StreamStudent(nn.Module):
             size = [math.ceil(edge / block.stride) for edge in size]
         yield self.readout, size
 
+    def _detection(self) -> DetectionSpec | None:
+        """How a detector's answer is read."""
+        if not isinstance(self.readout, BoxReadout):
+            return None
+        rows, cols = [math.ceil(edge / 2) for edge in self.frame[1:]]
+        stride = 2
+        for block in self._blocks():
+            rows, cols, stride = math.ceil(rows / block.stride), math.ceil(cols / block.stride), stride * block.stride
+        return spec_of((rows, cols), stride, self.config.boxes)
+
     def contract(self) -> Contract:
         """Names and shapes of the step form, read off the (possibly pruned) weights."""
         shapes = [
@@ -282,11 +298,12 @@ class StreamStudent(nn.Module):
         states = tuple(StateSpec(name=f"state_{index:02d}", shape=shape) for index, shape in enumerate(shapes))
         warmup = self.readout.depth if isinstance(self.readout, MotionReadout) else int(self.config.look_back)
         return Contract(
-            kind="stream", frame=self.frame, classes=self.classes, frames=self.frames, warmup=warmup, states=states
-        )
+            kind="stream", frame=self.frame, classes=self.classes, frames=self.frames, warmup=warmup, states=states,
+            detection=self._detection(),
+        )  # fmt: skip
 
     def step(self, frame_BCHW: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Step form: frame (B, 3, H, W) and states -> logits (B, K) and the next states, same shapes."""
+        """Step form: frame (B, 3, H, W) and states -> logits (B, K), or a detector's answer, and the next states."""
         first = len(self.look.state_channels())
         seen, out = self.look.step(frame_BCHW, states[:first])
         x, rest = self.stem(seen), list(states[first:])
@@ -301,7 +318,7 @@ class StreamStudent(nn.Module):
         return logits, out + following
 
     def forward(self, clip_BTCHW: Tensor) -> Tensor:
-        """Clip form: (B, T, 3, H, W) -> logits of every frame (B, T, K), equal to T steps from zero state."""
+        """Clip form: (B, T, 3, H, W) -> answers of every frame (B, T, K), equal to T steps from zero state."""
         batch, frames = clip_BTCHW.shape[:2]
         x = self.stem(self.look.clip(clip_BTCHW).flatten(0, 1))
         for block in self._blocks():
@@ -342,7 +359,8 @@ def build_student(config: StudentConfig, classes: int, frame: tuple[int, int, in
     """Make a student with fresh weights (He initialisation, as in MobileNet)."""
     model = StreamStudent(config, classes, frame, frames)
     for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.groups != module.in_channels:
+        # Only a detector's output layers have a bias, and they bring their own initialisation.
+        if isinstance(module, nn.Conv2d) and module.groups != module.in_channels and module.bias is None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out")
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.01)

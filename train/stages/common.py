@@ -21,9 +21,11 @@ from train.data.index import Dataset, index_data
 from train.data.sources import open_source
 from train.evaluate import answer
 from train.loop import is_main, main_first, wait_for_all
-from train.models.store import Card, Model, fingerprint, load_teacher, save_model
+from train.models.mobilenet_v2 import IMAGENET, load_imagenet
+from train.models.store import Card, Model, fingerprint, load_model, load_teacher, save_model
+from train.models.student import StreamStudent
 
-__all__ = ["Data", "card_of", "guide_of", "open_data", "parents_of", "run_stage", "validator"]
+__all__ = ["Data", "card_of", "guide_of", "open_data", "parents_of", "run_stage", "start_from", "validator"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,21 @@ def _begin(recipe: Recipe, out: Path, key: str) -> None:
     (out / "done.json").unlink(missing_ok=True)
     write_text(out / "recipe.json", recipe.model_dump_json(indent=2) + "\n")
     write_json(out / "started.json", {"key": key})
+
+
+def start_from(student: StreamStudent, recipe: Recipe) -> None:
+    """Fill a fresh student with the weights that ``student.pretrained`` names, as far as they fit."""
+    source = recipe.student.pretrained
+    if source is None:
+        return
+    if str(source) == "imagenet":
+        load_imagenet(student, IMAGENET)
+    elif source.is_dir():
+        state = load_model(source).model.state_dict()
+        own = student.state_dict()
+        student.load_state_dict({n: t for n, t in state.items() if n in own and own[n].shape == t.shape}, strict=False)
+    else:
+        load_imagenet(student, source)
 
 
 def _says(file: Path, key: str) -> bool:

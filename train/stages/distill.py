@@ -12,16 +12,23 @@ from train.compress.prune import prune_student
 from train.data.batch import Batch
 from train.data.clips import normalise
 from train.loop import Plan, fit
-from train.models.mobilenet_v2 import IMAGENET, load_imagenet
 from train.models.store import Model, build, load_model
 from train.models.student import StreamStudent
-from train.stages.common import Data, card_of, guide_of, parents_of, run_stage, validator
+from train.stages.common import Data, card_of, guide_of, parents_of, run_stage, start_from, validator
+from train.stages.detect import detect_student, prune_detector
 
-__all__ = ["distill", "prune", "start_from"]
+__all__ = ["distill", "prune"]
 
 
 def distill(recipe: Recipe, out: Path, teacher: Path | None = None) -> Path:
-    """Train the streaming student on labels and, if there is one, on the teacher's soft answers."""
+    """Train the streaming student on labels and, if there is one, on the teacher's soft answers.
+
+    With ``task = "detection"`` the student learns boxes, and its teacher is ``detection.teacher``.
+    """
+    if recipe.task == "detection":
+        if teacher is not None:
+            raise UserError("a detector's teacher is a file named in the recipe (detection.teacher), not --teacher")
+        return detect_student(recipe, out)
     guide = guide_of(teacher, recipe)
 
     def work(data: Data) -> Model:
@@ -37,6 +44,8 @@ def distill(recipe: Recipe, out: Path, teacher: Path | None = None) -> Path:
 
 def prune(recipe: Recipe, out: Path, student: Path, teacher: Path | None = None) -> Path:
     """Remove channels from a trained student and recover by distillation."""
+    if recipe.task == "detection":
+        return prune_detector(recipe, out, student)
     loaded = load_model(student)
     guide = guide_of(teacher, recipe)
     if not isinstance(loaded.model, StreamStudent):
@@ -87,18 +96,3 @@ def _train_student(
     beside = () if guide is None else (guide,)
     plan = Plan(label, student, loss, optim, validator(student, data, recipe), run=recipe.run, beside=beside)
     fit(plan, data.train, out)
-
-
-def start_from(student: StreamStudent, recipe: Recipe) -> None:
-    """Load ``student.pretrained``: ImageNet weights, a TFLite file or a saved model's folder."""
-    source = recipe.student.pretrained
-    if source is None:
-        return
-    if str(source) == "imagenet":
-        load_imagenet(student, IMAGENET)
-    elif source.is_dir():
-        state = load_model(source).model.state_dict()
-        own = student.state_dict()
-        student.load_state_dict({n: t for n, t in state.items() if n in own and own[n].shape == t.shape}, strict=False)
-    else:
-        load_imagenet(student, source)

@@ -17,12 +17,14 @@ from toolkit.errors import UserError
 from toolkit.recipe import FinetuneConfig, Recipe
 from train.data.augment import ClipAugment
 from train.data.batch import Batch
+from train.detect.clip import ClipDetector
 from train.evaluate import judge_split
 from train.loop import Plan, fit
 from train.models.pretrained import start_from
 from train.models.store import Loaded, Model, build, load_model
 from train.models.student import StreamStudent
 from train.stages.common import Data, card_of, parents_of, run_stage, validator
+from train.stages.detect import detect_encoder
 from train.tasks import make_task
 
 __all__ = ["finetune", "layer_rates"]
@@ -31,14 +33,19 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def finetune(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
-    """Supervised training of the teacher, from ``init`` (a pretrained encoder) or from scratch."""
+    """Supervised training of the teacher, from ``init`` (a pretrained encoder) or from scratch.
+
+    With ``task = "detection"`` the head of boxes on the encoder instead.
+    """
+    if recipe.task == "detection":
+        return detect_encoder(recipe, out, init)
     start = load_model(init) if init is not None else None
     config = recipe.finetune
 
     def work(data: Data) -> Model:
         torch.manual_seed(config.seed)
         teacher = build(card_of(recipe, "teacher", data.index.labels))
-        assert not isinstance(teacher, StreamStudent)
+        assert not isinstance(teacher, StreamStudent | ClipDetector)
         if start is not None:
             _copy_encoder(start, teacher)
         else:

@@ -21,8 +21,7 @@ from train.data.index import Clip
 from train.models.store import Model, build
 from train.models.student import StreamStudent
 from train.probe import choose_strength, clip_means, fit_probe, install
-from train.stages.common import Data, card_of, run_stage
-from train.stages.distill import start_from
+from train.stages.common import Data, card_of, run_stage, start_from
 
 __all__ = ["probe"]
 

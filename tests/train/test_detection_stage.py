@@ -1,0 +1,158 @@
+"""Training a detector from a COCO file: it learns, resumes, prunes, starts from others, and says what is wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.boxes import boxes_recipe, write_boxes
+from toolkit.coco import read_coco
+from toolkit.errors import UserError
+from toolkit.files import sha256
+from toolkit.recipe import Recipe
+from train.data.clips import normalise
+from train.detect.features import FeatureWindows
+from train.detect.source import Windows, load_boxed
+from train.detect.teacher import FastestDet
+from train.models.store import load_model
+from train.models.student import StreamStudent, build_student
+from train.stages import distill, finetune, prune
+from train.stages.detect import answers_of, detection_of
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_boxes(tmp_path_factory.mktemp("boxes"))
+
+
+def _precision(folder: Path, data: Path, split: str) -> float:
+    recipe = boxes_recipe(data)
+    loaded = load_model(folder)
+    videos = load_boxed(read_coco(data).split(split), recipe.preprocess)
+    answers = np.concatenate([answers_of(loaded.model, v.pictures, recipe.preprocess) for v in videos])
+    truth = [frame for video in videos for frame in video.truth]
+    return float(detection_of(loaded.model, loaded.card.labels, recipe).metrics(answers, truth)["ap50"])
+
+
+def test_a_student_learns_one_clip_by_heart(tmp_path: Path) -> None:
+    data = write_boxes(tmp_path / "data", ("train",))
+    folder = distill(boxes_recipe(data, epochs=60, zoom=1.0, mirror=False, lr=1e-2), tmp_path / "student")
+    assert _precision(folder, data, "train") > 0.9
+    assert json.loads((folder / "done.json").read_text())["validation"] is None
+
+
+def test_a_frozen_backbone_is_asked_once_and_the_head_learns(data: Path, tmp_path: Path) -> None:
+    recipe = _head_only(data, epochs=30, lr=1e-2, freeze=9, copies=2, zoom=0.95)
+    start = build_student(recipe.student.model_copy(update={"readout": "boxes"}), 2, (3, 48, 80), 4)
+    folder = distill(recipe, tmp_path / "student")
+    model = load_model(folder).model
+    assert isinstance(model, StreamStudent)
+    done = json.loads((folder / "done.json").read_text())
+    losses = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert done["metric"] == "AP"
+    assert losses[-1] < 0.7 * losses[0]
+    other = load_model(distill(_head_only(data, epochs=1, lr=1e-2, freeze=9, copies=2), tmp_path / "short")).model
+    for name, weight in model.state_dict().items():
+        same = torch.equal(weight, other.state_dict()[name])
+        assert same == (not name.startswith("readout.")) or "num_batches" in name, name
+    assert start.contract() == model.contract()
+
+
+def test_feature_windows_are_the_pictures_windows_seen_by_the_backbone(data: Path) -> None:
+    recipe = _head_only(data, copies=1)
+    torch.manual_seed(0)
+    model = build_student(recipe.student.model_copy(update={"readout": "boxes"}), 2, (3, 48, 80), 4).eval()
+    videos = load_boxed(read_coco(data).split("train"), recipe.preprocess)
+    features = FeatureWindows(model, videos, 4, recipe.preprocess, recipe.detection).batch([1, 0], 3)
+    pictures = Windows(videos, 4)
+    assert len(pictures) == 4
+    shifts = [features.boxes[row, 0, 0, 0].item() for row in range(2)]  # type: ignore[index]
+    for row, left in enumerate(shifts):
+        start = next(t for t, frame in enumerate(videos[0].truth) if frame is not None and frame.boxes[0, 0] == left)
+        clip = normalise(videos[0].pictures[start : start + 4], recipe.preprocess)[None]
+        with torch.no_grad():
+            assert torch.allclose(model.readout.clip(features.pictures[row]), model(clip), atol=1e-5)
+
+
+def _head_only(data: Path, **detection: Any) -> Recipe:
+    """The student sees single frames; its head remembers."""
+    recipe = boxes_recipe(data, **detection)
+    boxes = recipe.student.boxes.model_copy(update={"kernel": 3})
+    student = recipe.student.model_copy(update={"temporal": "none", "look_back": False, "boxes": boxes})
+    return recipe.model_copy(update={"student": student})
+
+
+def test_a_finished_detector_is_not_trained_again_and_a_changed_one_is(data: Path, tmp_path: Path) -> None:
+    folder = distill(boxes_recipe(data), tmp_path / "s")
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    distill(boxes_recipe(data), folder)
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    distill(boxes_recipe(data, lr=1e-3), folder)
+    assert (folder / "model.safetensors").stat().st_mtime_ns > before
+
+
+def test_the_same_recipe_gives_the_same_weights(data: Path, tmp_path: Path) -> None:
+    one, two = (distill(boxes_recipe(data), tmp_path / name) for name in ("one", "two"))
+    assert sha256(one / "model.safetensors") == sha256(two / "model.safetensors")
+
+
+def test_a_detector_is_pruned_and_saved(data: Path, tmp_path: Path) -> None:
+    recipe = boxes_recipe(data).model_copy(update={"prune": boxes_recipe(data).prune.model_copy(update={"epochs": 1})})
+    student = distill(recipe, tmp_path / "student")
+    pruned = load_model(prune(recipe, tmp_path / "pruned", student)).model
+    whole = load_model(student).model
+    count = [sum(p.numel() for p in model.parameters()) for model in (pruned, whole)]
+    assert count[0] < 0.8 * count[1]
+    assert pruned.contract().answer_width == whole.contract().answer_width
+
+
+def test_a_clip_encoder_gets_the_head_and_starts_from_pretrained_weights(data: Path, tmp_path: Path) -> None:
+    recipe = boxes_recipe(data)
+    first = finetune(recipe, tmp_path / "first")
+    second = finetune(boxes_recipe(data, lr=1e-9), tmp_path / "second", _encoder(tmp_path, data))
+    model = load_model(second).model
+    assert model.contract().kind == "clip"
+    assert model.contract().detection is not None
+    start = load_model(tmp_path / "encoder").model.state_dict()
+    weights = model.state_dict()
+    assert torch.allclose(weights["encoder.embed.weight"], start["embed.weight"], atol=1e-5)
+    assert not torch.allclose(load_model(first).model.state_dict()["encoder.embed.weight"], start["embed.weight"])
+
+
+def _encoder(tmp_path: Path, data: Path) -> Path:
+    """A saved encoder as pretraining leaves it."""
+    from train.models.store import Card, build, save_model
+
+    recipe = boxes_recipe(data)
+    torch.manual_seed(7)
+    card = Card.model_validate({
+        "kind": "teacher", "config": recipe.teacher.model_dump(mode="json"), "labels": ("x", "y"),
+        "preprocess": recipe.preprocess, "frames": recipe.data.frames,
+    })  # fmt: skip
+    save_model(tmp_path / "encoder", build(card), card)
+    return tmp_path / "encoder"
+
+
+def test_what_a_detector_cannot_start_from_is_said(data: Path, tmp_path: Path) -> None:
+    recipe = boxes_recipe(data)
+    with pytest.raises(UserError, match=r"detection\.teacher"):
+        distill(recipe, tmp_path / "a", teacher=tmp_path)
+    with pytest.raises(UserError, match=r"needs detection\.teacher and detection.teacher_labels"):
+        distill(boxes_recipe(data, use="both"), tmp_path / "b")
+    with pytest.raises(UserError, match="is no streaming detector"):
+        prune(recipe, tmp_path / "c", _encoder(tmp_path, data))
+
+
+def test_a_teacher_that_is_missing_or_of_another_kind_is_said(tmp_path: Path) -> None:
+    names, model = tmp_path / "names.txt", tmp_path / "teacher.onnx"
+    names.write_text("person\ncar\n")
+    with pytest.raises(UserError, match="does not exist"):
+        FastestDet(model, names, ("person",))
+    model.write_bytes(b"not a model")
+    with pytest.raises(UserError, match=r"has no class 'persn' \(did you mean 'person'\?\)"):
+        FastestDet(model, names, ("persn",))
+    with pytest.raises(UserError, match="is not a readable ONNX file"):
+        FastestDet(model, names, ("person", "car"))

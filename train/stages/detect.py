@@ -1,0 +1,272 @@
+"""Training a detector on a COCO file: the streaming student, or the head on a clip encoder.
+
+The same agreement as the other stages: a finished stage is recognised by ``done.json`` and not repeated, an
+interrupted one goes on from its checkpoint. The best weights by average precision on the validation split win.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from toolkit.boxed import BoxedPicture
+from toolkit.coco import BoxData, FrameBoxes, read_coco
+from toolkit.detection import Found, to_picture
+from toolkit.errors import UserError
+from toolkit.files import sha256, writable_dir, write_json, write_text
+from toolkit.preprocess import Preprocess
+from toolkit.progress import note
+from toolkit.recipe import DetectionConfig, PruneConfig, Recipe
+from train.compress.prune import prune_student
+from train.data.batch import Batch
+from train.data.clips import normalise
+from train.detect.clip import ClipDetector
+from train.detect.features import FeatureWindows, features_of
+from train.detect.source import BoxedVideo, Windows, augment, load_boxed
+from train.detect.teacher import FastestDet, refine
+from train.loop import Plan, fit
+from train.models.store import Card, Model, build, load_model, save_model
+from train.models.student import StreamStudent
+from train.stages.common import start_from
+from train.tasks.detection import Detection
+
+Loss = Callable[[Batch, torch.Generator], Tensor]
+
+__all__ = ["answers_of", "detect_encoder", "detect_student", "detection_of", "prune_detector"]
+
+
+def detect_student(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
+    """Train the streaming student as a detector, from ``init`` (a student's folder, pruned or not) or from scratch."""
+    start = load_model(init).model if init is not None else None
+    if start is not None and not isinstance(start, StreamStudent):
+        raise UserError(f"model {init} is a clip model: a streaming detector starts from a student")
+    student = recipe.student.model_copy(update={"readout": "boxes"})
+    return _run(recipe, out, "student", student.model_dump(mode="json"), start, init)
+
+
+def prune_detector(recipe: Recipe, out: Path, init: Path) -> Path:
+    """Remove channels from a trained streaming detector by magnitude and train on for ``prune.epochs``."""
+    loaded = load_model(init)
+    if not isinstance(loaded.model, StreamStudent) or loaded.contract.detection is None:
+        raise UserError(f"model {init} is no streaming detector: only those are pruned when task is detection")
+    shorter = {"epochs": recipe.prune.epochs, "lr": recipe.prune.lr}
+    recipe = recipe.model_copy(update={"detection": recipe.detection.model_copy(update=shorter)})
+    return _run(recipe, out, "student", loaded.card.config, loaded.model, init, recipe.prune)
+
+
+def detect_encoder(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
+    """Train the head on a clip encoder, from ``init`` (a pretrained encoder) or from scratch."""
+    start = load_model(init).model if init is not None else None
+    config = {"encoder": recipe.teacher.model_dump(mode="json"), "boxes": recipe.detection.head.model_dump(mode="json")}
+    return _run(recipe, out, "detector", config, start, init)
+
+
+def detection_of(model: Model, labels: tuple[str, ...], recipe: Recipe) -> Detection:
+    """The task for this detector.
+
+    Raises:
+        UserError: the model has no boxes.
+    """
+    spec = model.contract().detection
+    if spec is None:
+        raise UserError('this model answers with classes, not boxes: train it with task = "detection"')
+    return Detection(labels, spec, box_weight=recipe.detection.box_weight)
+
+
+def answers_of(model: Model, pictures: npt.NDArray[np.uint8], preprocess: Preprocess) -> npt.NDArray[np.float32]:
+    """Answers (T, N) along one video (T, H, W, 3), in eval mode: a stream, or a window that ends at each frame."""
+    training = model.training
+    model.eval()
+    frames = normalise(pictures, preprocess)
+    with torch.no_grad():
+        if isinstance(model, StreamStudent):
+            answers = model(frames[None])[0]
+        else:
+            past = torch.cat([frames[:1].expand(model.frames - 1, -1, -1, -1), frames])
+            windows = past.unfold(0, model.frames, 1).permute(0, 1, 4, 2, 3)
+            answers = torch.cat([model(windows[i : i + 16]) for i in range(0, len(windows), 16)])
+    model.train(training)
+    table: npt.NDArray[np.float32] = answers.numpy()
+    return table
+
+
+def _run(
+    recipe: Recipe, out: Path, kind: str, config: dict[str, Any], start: Model | None, init: Path | None,
+    shrink: PruneConfig | None = None,
+) -> Path:  # fmt: skip
+    parents = {} if init is None else {"init": sha256(init / "model.safetensors")}
+    data = read_coco(recipe.data.root)
+    decided = {"kind": kind, "config": config, "parents": parents, "prune": shrink and shrink.model_dump(mode="json")}
+    key = _key(recipe, decided, data)
+    done, started = out / "done.json", out / "started.json"
+    if _says(done, key):
+        note(f"  detection: already done in {out}")
+        return out
+    writable_dir(out)
+    if not _says(started, key):
+        (out / "checkpoint.safetensors").unlink(missing_ok=True)  # of other settings: cannot be continued
+    done.unlink(missing_ok=True)
+    write_json(started, {"key": key})
+    card = Card.model_validate({
+        "kind": kind, "config": config, "labels": data.labels, "preprocess": recipe.preprocess,
+        "frames": recipe.data.frames, "lineage": {"stage": "detection", "parents": parents},
+    })  # fmt: skip
+    model, best = _train(recipe, data, card, start, out, shrink)
+    save_model(out, model, card)
+    write_text(out / "recipe.json", recipe.model_dump_json(indent=2) + "\n")
+    write_json(done, {"key": key, "stage": "detection", "metric": "AP", "validation": best})
+    (out / "checkpoint.safetensors").unlink(missing_ok=True)
+    return out
+
+
+def _train(
+    recipe: Recipe, data: BoxData, card: Card, start: Model | None, out: Path, shrink: PruneConfig | None
+) -> tuple[Model, float | None]:
+    config, preprocess = recipe.detection, recipe.preprocess
+    torch.manual_seed(config.seed)
+    model = build(card)
+    if start is not None:
+        model = _started(model, start)
+    elif isinstance(model, StreamStudent):
+        start_from(model, recipe)
+    if isinstance(model, StreamStudent):
+        if shrink is not None:
+            prune_student(model, shrink.model_copy(update={"importance": "magnitude"}))
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    task = detection_of(model, data.labels, recipe)
+    videos = load_boxed(data.split("train"), preprocess, "decode train", _lesson(recipe, data))
+    has_val = any(part.split == "val" for part in data.footage)
+    val = load_boxed(data.split("val"), preprocess, "decode val") if has_val else []
+    validate = _validator(model, task, val, preprocess) if val else None
+    windows: Windows | FeatureWindows = Windows(videos, recipe.data.frames)
+    if _only_head(model, config.freeze):
+        assert isinstance(model, StreamStudent)
+        windows = FeatureWindows(model, videos, recipe.data.frames, preprocess, config)
+        loss, validate = _head_loss(model, task), _head_validator(model, task, val, preprocess) if val else None
+    else:
+        loss = _loss(model, task, preprocess, config)
+    plan = Plan("train detector", model, loss, config, validate, _rates(config.freeze))
+    return model, fit(plan, windows, out).best
+
+
+def _loss(model: Model, task: Detection, preprocess: Preprocess, config: DetectionConfig) -> Loss:
+    def loss(batch: Batch, generator: torch.Generator) -> Tensor:
+        clips, boxes, labels = augment(batch, preprocess, config.mirror, config.zoom, generator)
+        moved = dataclasses.replace(batch, boxes=boxes, box_labels=labels)
+        if isinstance(model, ClipDetector):
+            return task.loss(moved, model.frames_answer(clips.transpose(1, 2)))
+        return task.loss(moved, model(clips))
+
+    return loss
+
+
+def _only_head(model: Model, freeze: int) -> bool:
+    """Whether nothing but the head is trained and the backbone sees single frames: then features are computed once."""
+    if not isinstance(model, StreamStudent):
+        return False
+    single = model.config.temporal == "none" and not model.config.look_back
+    return single and freeze >= len(model.blocks)
+
+
+def _head_loss(model: StreamStudent, task: Detection) -> Loss:
+    return lambda batch, generator: task.loss(batch, model.readout.clip(batch.first))
+
+
+def _head_validator(
+    model: StreamStudent, task: Detection, videos: list[BoxedVideo], preprocess: Preprocess
+) -> Callable[[], float]:
+    maps = [features_of(model, normalise(video.pictures, preprocess)) for video in videos]
+    truth = [frame for video in videos for frame in video.truth]
+
+    def precision() -> float:
+        with torch.no_grad():
+            answers = torch.cat([model.readout.clip(each[None])[0] for each in maps]).numpy()
+        return float(task.metrics(answers, truth)[task.chooses])
+
+    return precision
+
+
+def _started(model: Model, start: Model) -> Model:
+    """The model with the start's weights; of a pruned student, the student itself with a detector's readout."""
+    if isinstance(model, ClipDetector):
+        state = {n: t for n, t in start.state_dict().items() if not n.startswith("head.")}
+        target: Any = model.encoder
+    else:
+        if start.contract().detection is not None:
+            return start
+        state, target = start.state_dict(), model
+    own = target.state_dict()
+    fitting = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
+    if not fitting:
+        raise UserError("the model to start from has other shapes than the recipe's: use the same settings")
+    target.load_state_dict(fitting, strict=False)
+    return model
+
+
+def _rates(freeze: int) -> Callable[[str], float]:
+    """Zero for the first ``freeze`` blocks and what stands before them, by the parameters' names."""
+
+    def rate(name: str) -> float:
+        layers = name.removeprefix("encoder.")
+        if layers.startswith("blocks."):
+            return float(int(layers.split(".")[1]) >= freeze)
+        return float(not freeze or not layers.startswith(("stem", "embed")))
+
+    return rate
+
+
+def _validator(model: Model, task: Detection, videos: list[BoxedVideo], preprocess: Preprocess) -> Callable[[], float]:
+    def precision() -> float:
+        answers = np.concatenate([answers_of(model, video.pictures, preprocess) for video in videos])
+        truth = [frame for video in videos for frame in video.truth]
+        return float(task.metrics(answers, truth)[task.chooses])
+
+    return precision
+
+
+def _lesson(recipe: Recipe, data: BoxData) -> Callable[[BoxedPicture], FrameBoxes | None]:
+    """What is learned from a training picture: its annotation, the teacher's boxes, or the one refined by the other."""
+    config, preprocess = recipe.detection, recipe.preprocess
+    if config.use == "annotations":
+        return lambda seen: seen.truth
+    if config.teacher is None or config.teacher_labels is None:
+        raise UserError(f'detection.use = "{config.use}" needs detection.teacher and detection.teacher_labels')
+    teacher = FastestDet(config.teacher, config.teacher_labels, data.labels, config.rename)
+
+    def moved(found: Found, seen: BoxedPicture) -> Found:
+        boxes = to_picture(found.boxes, preprocess, *seen.frame.shape[:2])
+        return Found(boxes, found.scores, found.labels)
+
+    def lesson(seen: BoxedPicture) -> FrameBoxes | None:
+        if config.use == "teacher":
+            found = moved(teacher(seen.frame, config.teacher_score), seen)
+            return FrameBoxes(found.boxes, found.labels)
+        if seen.truth is None:
+            return None
+        return refine(seen.truth, moved(teacher.every(seen.frame, config.teacher_score), seen))
+
+    return lesson
+
+
+def _key(recipe: Recipe, others: dict[str, Any], data: BoxData) -> str:
+    """Changes with everything that decides the result: settings, annotations, footage, starting weights."""
+    resolved = json.loads(recipe.model_dump_json())
+    decided = {key: resolved[key] for key in ("detection", "data", "preprocess")}
+    del decided["data"]["root"]  # the same data under another path are the same data
+    sizes = [(part.path.name, part.path.stat().st_size if part.path.is_file() else 0) for part in data.footage]
+    text = json.dumps([others, decided, sha256(data.path), sizes], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _says(file: Path, key: str) -> bool:
+    try:
+        return bool(json.loads(file.read_text())["key"] == key)
+    except (OSError, ValueError, KeyError):
+        return False
