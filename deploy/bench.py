@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ class Latency:
 
 
 def bench(
-    sessions: Mapping[str, Session], steps: int = 200, warmup: int = 20, title: str = "bench"
+    sessions: Mapping[str, Session], steps: int = 200, warmup: int = 20, title: str = "bench", rest_s: float = 0.0
 ) -> dict[str, Latency]:
     """Time ``session.step`` of each session on random frames, in rounds of ten steps taken in turn."""
     rng = np.random.default_rng(0)
@@ -49,13 +50,18 @@ def bench(
         frame = rng.standard_normal((1, *session.contract.frame)).astype(np.float32)
         return lambda: session.step(frame)
 
-    return bench_calls({name: call(session) for name, session in sessions.items()}, steps, warmup, title)
+    calls = {name: call(session) for name, session in sessions.items()}
+    return bench_calls(calls, steps, warmup, title, rest_s=rest_s)
 
 
 def bench_calls(
-    calls: Mapping[str, Callable[[], object]], steps: int = 200, warmup: int = 20, title: str = "bench", block: int = 10
-) -> dict[str, Latency]:
-    """Time any callables, in rounds of ``block`` calls taken in turn; garbage collection waits."""
+    calls: Mapping[str, Callable[[], object]], steps: int = 200, warmup: int = 20, title: str = "bench",
+    block: int = 10, rest_s: float = 0.0,
+) -> dict[str, Latency]:  # fmt: skip
+    """Time any callables, in rounds of ``block`` calls taken in turn; garbage collection waits.
+
+    ``rest_s`` before each turn lets the other runtimes' worker threads, which spin for a while, fall asleep.
+    """
     for call in calls.values():
         for _ in range(warmup):
             call()
@@ -67,6 +73,8 @@ def bench_calls(
             for start in range(0, steps, block):
                 count = min(block, steps - start)
                 for name, call in calls.items():
+                    if rest_s:
+                        time.sleep(rest_s)
                     call()  # the first call after another runtime's turn finds cold caches
                     for _ in range(count):
                         begin_ns = time.perf_counter_ns()
@@ -86,5 +94,10 @@ def _latency(times: list[float]) -> Latency:
 
 def peak_rss_mib() -> float:
     """Peak resident memory of this process in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1024 if sys.platform != "darwin" else peak / 1024**2
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    except (OSError, IndexError):
+        # Elsewhere; on Linux this figure would start at the parent's.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 1024 if sys.platform != "darwin" else peak / 1024**2

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from deploy.detect import agreement
-from deploy.runtimes import Options, load
+from deploy.runtimes import Options, available, load
 from deploy.runtimes.window import WindowSession
 from toolkit.bundle import Artefact, Bundle, Golden
 from toolkit.contract import Array, Contract, Session
@@ -80,7 +80,7 @@ def check_artefact(folder: Path, artefact: Artefact, contract: Contract, golden:
     Raises:
         ParityError: names the artefact and the difference.
     """
-    inner = load(artefact.runtime).open(folder, artefact, contract, Options())
+    inner = load(artefact.runtime).open(folder, artefact, contract, Options(device=_judge(artefact)))
     session: Session = WindowSession(inner) if contract.kind == "clip" else inner
     try:
         got = replay(session, golden.frames)
@@ -99,6 +99,12 @@ def check_artefact(folder: Path, artefact: Artefact, contract: Contract, golden:
             f"{result.agreement:.0%}; wanted {INT8_DECIBELS:.0f} dB, {INT8_AGREEMENT:.0%}): calibrate on more rollouts"
         )
     return result
+
+
+def _judge(artefact: Artefact) -> str:
+    """The device that answers: the processor, else the NPU itself, else what stands in for it here."""
+    devices = available(artefact.runtime).devices
+    return "cpu" if "cpu" in devices or not devices else devices[0]
 
 
 def verify(bundle: Bundle, keys: Sequence[str] | None = None) -> list[VerifyResult]:

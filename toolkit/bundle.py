@@ -4,6 +4,7 @@
       manifest.json        schema, task, labels, preprocessing, stream contract, artefacts, lineage, checksums
       models/<runtime>-<precision>/...
       golden.npz           inputs and the float model's answers for a few dozen steps
+      signature.json       optional: who vouches for the manifest (toolkit.signing)
 
 A bundle appears whole or not at all; opening one checks its schema and every checksum. There is no pickle.
 """
@@ -27,10 +28,24 @@ from toolkit.errors import BundleError, UserError, nearest
 from toolkit.files import fresh_dir, sha256, write_text
 from toolkit.preprocess import Preprocess
 
-__all__ = ["SCHEMA", "Artefact", "Bundle", "Golden", "Manifest", "create_bundle", "open_bundle", "seal"]
+__all__ = [
+    "SCHEMA",
+    "SIGNATURE",
+    "Artefact",
+    "Bundle",
+    "Evidence",
+    "Golden",
+    "Manifest",
+    "create_bundle",
+    "open_bundle",
+    "seal",
+]
 
 SCHEMA = 1
+SIGNATURE = "signature.json"
 Precision = Literal["fp32", "fp16", "int8"]
+#: How an artefact's answers were checked: by running it, in the vendor's simulator, or only its integer source.
+Evidence = Literal["measured", "simulated", "compiled"]
 
 
 class _Frozen(BaseModel):
@@ -38,17 +53,22 @@ class _Frozen(BaseModel):
 
 
 class Artefact(_Frozen):
-    """One compiled file set for one runtime and precision, in ``models/<runtime>-<precision>/``."""
+    """One compiled file set for one runtime and precision, in ``models/<runtime>-<precision>[-<target>]/``.
+
+    ``target`` is the chip that it was compiled for, if for one only.
+    """
 
     runtime: str
     precision: Precision
     entry: str
     metrics: dict[str, float] = {}
+    target: str = ""
+    evidence: Evidence = "measured"
 
     @property
     def key(self) -> str:
-        """``<runtime>-<precision>``, unique in a bundle."""
-        return f"{self.runtime}-{self.precision}"
+        """``<runtime>-<precision>`` or ``<runtime>-<precision>-<target>``, unique in a bundle."""
+        return "-".join(part for part in (self.runtime, self.precision, self.target) if part)
 
     @property
     def folder(self) -> str:
@@ -126,7 +146,8 @@ def create_bundle(path: Path, manifest: Manifest, golden: Golden) -> Iterator[Pa
 
 
 def seal(root: Path, manifest: Manifest) -> Manifest:
-    """Take the checksum of every file below ``root`` and write ``manifest.json``."""
+    """Take the checksum of every file below ``root``, write ``manifest.json``, and drop a signature of the old one."""
+    (root / SIGNATURE).unlink(missing_ok=True)
     files = {
         file.relative_to(root).as_posix(): sha256(file)
         for file in sorted(root.rglob("*"))

@@ -145,4 +145,5 @@ def to_frame(boxes_M4: Floats, preprocess: Preprocess, rows: int, cols: int) -> 
 
 def _seen(preprocess: Preprocess, rows: int, cols: int) -> tuple[int, int, int, int]:
     """Left, top, width and height of the part of a frame that the model sees."""
-    return (0, 0, cols, rows) if preprocess.fit == "stretch" else preprocess.crop_of(rows, cols)
+    top, left, height, width = preprocess.window((rows, cols))
+    return left, top, width, height

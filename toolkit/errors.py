@@ -2,8 +2,10 @@
 
     VidonError
     |-- UserError            bad input: what is wrong, where, what to do
-    |   `-- MissingDependency  an optional package is absent; names the extra to install
+    |   |-- MissingDependency  an optional package is absent; names the extra to install
+    |   `-- MissingTool        a vendor's tool has no environment yet; names the command that makes it
     |-- UnavailableDevice    the runtime or device asked for cannot be used here, and why
+    |-- ToolError            a vendor's tool failed in its own environment
     |-- BundleError          schema, checksum or signature of a bundle
     `-- ParityError          an artefact's answers differ from the float model's
 
@@ -17,7 +19,9 @@ from collections.abc import Iterable
 __all__ = [
     "BundleError",
     "MissingDependency",
+    "MissingTool",
     "ParityError",
+    "ToolError",
     "UnavailableDevice",
     "UserError",
     "VidonError",
@@ -46,6 +50,23 @@ class MissingDependency(UserError):
         self.package = package
         self.extra = extra
         super().__init__(f"{package} is not installed: run  pip install 'vidon[{extra}]'")
+
+
+class MissingTool(UserError):
+    """A vendor's tool needs an environment of its own, which is not there (or only half).
+
+    >>> str(MissingTool("rknn-toolkit2", "rockchip"))
+    'rknn-toolkit2 is not set up here: run  vidon devices setup rockchip'
+    """
+
+    def __init__(self, package: str, tool: str) -> None:
+        self.package = package
+        self.tool = tool
+        super().__init__(f"{package} is not set up here: run  vidon devices setup {tool}")
+
+
+class ToolError(VidonError):
+    """A vendor's tool crashed, hung, or answered with something else than was asked; its last words are in it."""
 
 
 class UnavailableDevice(VidonError):

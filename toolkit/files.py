@@ -18,7 +18,7 @@ from typing import Any
 
 from toolkit.errors import UserError
 
-__all__ = ["fresh_dir", "sha256", "writable_dir", "write_bytes", "write_json", "write_text", "writing"]
+__all__ = ["fresh_dir", "replacing", "sha256", "writable_dir", "write_bytes", "write_json", "write_text", "writing"]
 
 _DISK_TROUBLE = {
     errno.ENOSPC: "no space left on the disk: free some space and run again",
@@ -81,6 +81,24 @@ def write_bytes(path: Path, data: bytes) -> Path:
                 os.unlink(name)
             raise
     return path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary file that takes the place of ``path`` only if the block succeeds."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        try:
+            yield Path(name)
+            with open(name, "rb") as file:
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -43,24 +43,27 @@ class Preprocess(BaseModel):
             frame_HWC = np.repeat(frame_HWC[:, :, None], 3, axis=2)
         rows, cols = frame_HWC.shape[:2]
         scale = max(height / rows, width / cols)
-        crop = self._centre(frame_HWC) if self.fit == "crop" else frame_HWC[:, :, :3]
+        top, left, crop_rows, crop_cols = self.window((rows, cols))
+        crop = frame_HWC[top : top + crop_rows, left : left + crop_cols, :3]
         if crop.shape[:2] != (height, width):
             cv2 = opencv()
             method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
             crop = cv2.resize(crop, (width, height), interpolation=method)
         return np.ascontiguousarray(crop[:, :, ::-1])
 
-    def _centre(self, frame_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """The central part with the model's aspect: cropping first scales only the pixels that remain."""
-        left, top, width, height = self.crop_of(*frame_HWC.shape[:2])
-        return frame_HWC[top : top + height, left : left + width, :3]
+    def window(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """The part of a frame of ``size`` (H, W) that the picture shows: top, left, rows, columns in pixels.
 
-    def crop_of(self, rows: int, cols: int) -> tuple[int, int, int, int]:
-        """Left, top, width and height of the central part of a ``rows`` x ``cols`` frame that ``crop`` keeps."""
+        With ``fit = "crop"`` it is the central part with the model's aspect: cropping first scales only the pixels
+        that remain.
+        """
+        rows, cols = size
+        if self.fit == "stretch":
+            return 0, 0, rows, cols
         scale = max(self.size[0] / rows, self.size[1] / cols)
-        height = min(rows, max(1, round(self.size[0] / scale)))
-        width = min(cols, max(1, round(self.size[1] / scale)))
-        return (cols - width) // 2, (rows - height) // 2, width, height
+        crop_rows = min(rows, max(1, round(self.size[0] / scale)))
+        crop_cols = min(cols, max(1, round(self.size[1] / scale)))
+        return (rows - crop_rows) // 2, (cols - crop_cols) // 2, crop_rows, crop_cols
 
     def normalise(self, picture_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """uint8 RGB (..., H, W, 3) -> float32 (..., 3, H, W), normalised per channel."""
@@ -86,18 +89,19 @@ class FrameSampler:
 
     Ticks stand at ``first timestamp + k / fps``; each tick takes the first frame at or after it. A slow
     source therefore repeats frames (result > 1) and a fast one skips some (result 0). ``limit`` bounds the
-    repeats, for live sources that stalled.
+    repeats, for live sources that stalled. ``start_s`` and ``done`` go on in the middle of a file: its first
+    timestamp, and the number of ticks that earlier frames have answered.
 
     >>> sampler = FrameSampler(fps=10)
     >>> [sampler.due(t / 30) for t in range(7)]
     [1, 0, 0, 1, 0, 0, 1]
     """
 
-    def __init__(self, fps: float, limit: int | None = None) -> None:
+    def __init__(self, fps: float, limit: int | None = None, start_s: float | None = None, done: int = 0) -> None:
         self._fps = fps
         self._limit = limit
-        self._start: float | None = None
-        self._done = 0
+        self._start = start_s
+        self._done = done
 
     def due(self, t_s: float) -> int:
         """Return the number of steps this frame answers for (0 means: skip the frame)."""

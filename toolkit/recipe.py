@@ -8,11 +8,12 @@ Unknown keys are refused with the nearest valid one; ``--set distill.epochs=5`` 
 resolved recipe is saved beside every result. Paths are relative to the recipe's own folder.
 """
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from toolkit.errors import UserError, nearest
 from toolkit.preprocess import Preprocess
@@ -27,6 +28,7 @@ __all__ = [
     "PruneConfig",
     "QuantizeConfig",
     "Recipe",
+    "RunConfig",
     "StudentConfig",
     "TeacherConfig",
     "load_recipe",
@@ -37,59 +39,152 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+_VIDEOMAE = {"norm": "pooled", "eps": 1e-6, "last_eps": 1e-6}
+_VITS: dict[str, dict[str, Any]] = {
+    "vit-s": {"dim": 384, "depth": 12, "heads": 6, **_VIDEOMAE},
+    "vit-b": {"dim": 768, "depth": 12, "heads": 12, **_VIDEOMAE},
+    "vit-l": {"dim": 1024, "depth": 24, "heads": 16, **_VIDEOMAE},
+}
+
+
 class DataConfig(_Frozen):
     """Where the labelled clips are and how a clip is cut from a video.
 
-    ``root`` is a folder ``<split>/<class>/*.mp4`` or ``<class>/*.mp4``, or a CSV with columns ``path,label`` and
-    optionally ``split`` (train/val/test) and ``group`` (clips of one group never straddle two splits).
-    ``frames`` is the clip length T at ``preprocess.fps``.
+    ``root`` is a folder ``<split>/<class>/*.mp4`` or ``<class>/*.mp4``, a CSV with columns ``path,label`` and
+    optionally ``split`` (train/val/test) and ``group`` (clips of one group never straddle two splits), or one of the
+    published layouts (``train.data.formats``), recognised by itself unless ``format`` names it; ``videos`` is where the
+    files of a list lie, if not beside it, ``fold`` which of several published splits.
+    ``frames`` is the clip length T at ``preprocess.fps``. ``source`` says where training clips come from: decoded once
+    into ``memory``, or decoded on demand from the ``files``; ``auto`` takes memory up to 2 GiB. ``device`` decodes
+    (``cpu``, or what PyAV knows here, such as ``cuda``). More than ``broken_share`` unreadable videos are an error.
     ``flips`` maps each label to the label of its mirror image; empty means that mirroring keeps labels, and
     ``mirror = false`` forbids mirroring.
     """
 
     root: Path = Path("data")
+    format: Literal["auto", "folders", "csv", "kinetics", "ucf101", "hmdb51", "something", "coco", "shards"] = "auto"
+    videos: Path | None = None
+    fold: int = Field(default=1, ge=1, le=3)
+    source: Literal["auto", "memory", "files"] = "auto"
+    device: str = "cpu"
+    broken_share: float = Field(default=0.2, ge=0, le=1)
     frames: int = Field(default=16, ge=1)
     mirror: bool = True
     flips: dict[str, str] = {}
     seed: int = 0
 
 
+class RunConfig(_Frozen):
+    """How training is run, whatever is trained.
+
+    ``device`` "auto" takes a GPU if there is one. ``strategy`` is how several processes share the work: ``ddp`` holds
+    the model in each, ``fsdp2`` cuts weights, gradients and optimiser state into shards. ``accumulate`` splits each
+    process's share of a batch into that many parts, ``checkpointing`` recomputes the blocks' activations in the
+    backward pass; both save memory. ``compile`` compiles the repeated blocks. ``workers`` are decoding processes per
+    training process. Metrics always go to metrics.jsonl, with ``tracker`` to TensorBoard too. A checkpoint is written
+    every ``save_every_s`` seconds and after an epoch.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    accumulate: int = Field(default=1, ge=1)
+    checkpointing: bool = False
+    compile: bool = False
+    workers: int = Field(default=2, ge=0)
+    tracker: Literal["none", "tensorboard"] = "none"
+    save_every_s: float = Field(default=60.0, ge=0)
+
+
 class _Optim(_Frozen):
-    """Optimiser settings shared by all training stages (AdamW, warm-up then cosine)."""
+    """Optimiser settings shared by all training stages; the rate warms up, then falls as half a cosine.
+
+    ``batch`` is the number of videos in one step, over all processes. ``betas`` belong to ``adamw``, ``momentum`` to
+    ``sgd``. ``clip`` bounds the gradient's norm (0: unbounded). ``ema`` > 0 keeps an exponential moving average of the
+    weights with this decay; then that average is what is validated and saved.
+    """
 
     epochs: int = Field(default=10, ge=1)
     batch: int = Field(default=32, ge=1)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     warmup: float = Field(default=0.1, ge=0, lt=1)
+    clip: float = Field(default=1.0, ge=0)
+    ema: float = Field(default=0.0, ge=0, lt=1)
     seed: int = 0
 
 
 class TeacherConfig(_Frozen):
-    """A tubelet ViT (ViViT / VideoMAE): tubelets of ``tubelet`` = (t, h, w) pixels, joint space-time attention."""
+    """The clip model: an encoder by name (``train.models.registry.ENCODERS``) and a linear head.
 
-    dim: int = 192
-    depth: int = 6
-    heads: int = 3
+    ViTs: tubelets of ``tubelet`` = (t, h, w) pixels and ``depth`` blocks of joint or divided space-time
+    ``attention``. ``vit-s``, ``vit-b`` and ``vit-l`` are presets: what the recipe gives itself wins. The last norm
+    stands on the ``tokens`` or on their mean (``pooled``, VideoMAE's). ``merge`` joins so many tokens in every
+    block at inference (ToMe). CNNs: ``width`` scales all channels. ``encoder = "hf:<folder or hub id>"`` is any video
+    classifier of ``transformers``; ``transformers`` is then its configuration, filled in when it is saved.
+    ``pretrained`` is a checkpoint (file, folder or hub id) that fine-tuning and pretraining start from.
+    """
+
+    encoder: str = "vit"
+    dim: int = Field(default=192, ge=1)
+    depth: int = Field(default=6, ge=1)
+    heads: int = Field(default=3, ge=1)
     mlp_ratio: float = 4.0
     tubelet: tuple[int, int, int] = (2, 16, 16)
-    dropout: float = 0.0
+    attention: Literal["joint", "divided"] = "joint"
+    norm: Literal["tokens", "pooled"] = "tokens"
+    eps: float = Field(default=1e-5, ge=0)
+    last_eps: float = Field(default=1e-5, ge=0)
+    merge: int = Field(default=0, ge=0)
+    width: float = Field(default=1.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    pretrained: str | None = None
+    transformers: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _presets_fill_what_is_not_given(cls, raw: Any) -> Any:
+        preset = _VITS.get(raw.get("encoder", "")) if isinstance(raw, dict) else None
+        return {**preset, **raw} if preset else raw
 
 
 class PretrainConfig(_Optim):
-    """Masked video modelling (VideoMAE): tube masking at ``mask_ratio``, normalised pixel targets."""
+    """Self-supervised pretraining: ``objectives`` weighs them, ``settings`` holds what each one is told.
 
-    mask_ratio: float = Field(default=0.75, gt=0, lt=1)
-    decoder_dim: int = 96
-    decoder_depth: int = 2
+        [pretrain.objectives]
+        masked = 1.0
+        contrastive = 0.5
+        [pretrain.settings.contrastive]
+        momentum = 0.99
+
+    Which objectives and settings there are is known, and checked, where training starts (``train.objectives``).
+    """
+
+    objectives: dict[str, float] = {"masked": 1.0}
+    settings: dict[str, dict[str, Any]] = {}
 
 
 class FinetuneConfig(_Optim):
-    """Supervised fine-tuning; ``freeze`` = first N blocks fixed, ``layer_decay`` < 1 slows early layers down."""
+    """Supervised fine-tuning of the teacher.
 
+    ``linear_probe`` trains the head alone, ``freeze`` fixes the first N blocks (and what stands before them),
+    ``layer_decay`` < 1 slows early layers down; frozen layers keep their batch-norm statistics too. ``rand_ops``
+    RandAugment operations a clip at ``rand_strength``; ``mixup`` and ``cutmix`` are the alpha of their Beta
+    distribution, 0 for off. ``views`` are the (temporal, spatial) crops that the one test at the end averages.
+    """
+
+    linear_probe: bool = False
     freeze: int = Field(default=0, ge=0)
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    rand_ops: int = Field(default=0, ge=0, le=8)
+    rand_strength: float = Field(default=0.5, ge=0, le=1)
+    mixup: float = Field(default=0.0, ge=0)
+    cutmix: float = Field(default=0.0, ge=0)
+    views: tuple[int, Literal[1, 3]] = (1, 1)
 
 
 class BoxesConfig(_Frozen):
@@ -192,6 +287,7 @@ class Recipe(_Frozen):
     task: Literal["classification", "detection"] = "classification"
     data: DataConfig = DataConfig()
     preprocess: Preprocess = Preprocess()
+    run: RunConfig = RunConfig()
     teacher: TeacherConfig = TeacherConfig()
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
@@ -226,14 +322,23 @@ def load_recipe(path: Path | None, overrides: tuple[str, ...] = ()) -> Recipe:
 
 
 def _rooted(recipe: Recipe, folder: Path, overrides: tuple[str, ...]) -> Recipe:
-    """Paths of the file are relative to its folder; those of overrides, to where the command was given."""
-    changed: dict[str, Any] = {}
-    for section, keys in (("data", ("root",)), ("detection", ("teacher", "teacher_labels"))):
-        part = getattr(recipe, section)
-        given = {key: getattr(part, key) for key in keys if not _overridden(overrides, f"{section}.{key}")}
-        rooted = {key: folder / value for key, value in given.items() if value is not None}
-        changed[section] = part.model_copy(update=rooted)
-    return recipe.model_copy(update=changed)
+    """Paths of the file are relative to its folder; those of the command line are not. Hub names stay as they are."""
+    data = {key: folder / value for key in ("root", "videos") if (value := getattr(recipe.data, key)) is not None
+            and not re.match("https?:/", value.as_posix()) and not _overridden(overrides, f"data.{key}")}  # fmt: skip
+    teacher = {}
+    for key, mark in (("pretrained", ""), ("encoder", "hf:")):
+        name = getattr(recipe.teacher, key) or ""
+        beside = folder / name.removeprefix(mark)
+        if name and name.startswith(mark) and beside.exists() and not _overridden(overrides, f"teacher.{key}"):
+            teacher[key] = f"{mark}{beside}"
+    detection = {key: folder / value for key in ("teacher", "teacher_labels")
+                 if (value := getattr(recipe.detection, key)) is not None
+                 and not _overridden(overrides, f"detection.{key}")}  # fmt: skip
+    rooted = {
+        "data": recipe.data.model_copy(update=data), "teacher": recipe.teacher.model_copy(update=teacher),
+        "detection": recipe.detection.model_copy(update=detection),
+    }  # fmt: skip
+    return recipe.model_copy(update=rooted)
 
 
 def _overridden(overrides: tuple[str, ...], key: str) -> bool:

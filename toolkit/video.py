@@ -14,10 +14,14 @@ from toolkit.cv import opencv
 from toolkit.errors import UserError
 from toolkit.preprocess import FrameSampler, Preprocess
 
-__all__ = ["VIDEO_SUFFIXES", "read_frames", "read_pictures"]
+__all__ = ["VIDEO_SUFFIXES", "Span", "read_frames", "read_pictures", "within"]
+
+#: First and last second of a clip inside its file, None for the file's own; the end does not belong to the clip.
+Span = tuple[float | None, float | None]
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"})
 _DEFAULT_FPS = 25.0
+_EPSILON_S = 1e-3
 
 
 def read_frames(path: Path) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
@@ -52,20 +56,32 @@ def read_frames(path: Path) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
         capture.release()
 
 
-def read_pictures(path: Path, preprocess: Preprocess, limit: int | None = None) -> npt.NDArray[np.uint8]:
+def within(span: Span, stamp_s: float) -> bool:
+    """Whether a frame shown at ``stamp_s`` belongs to the clip (to a millisecond, as timestamps are rounded)."""
+    start_s, end_s = span
+    return (start_s is None or stamp_s >= start_s - _EPSILON_S) and (end_s is None or stamp_s < end_s - _EPSILON_S)
+
+
+def read_pictures(
+    path: Path, preprocess: Preprocess, limit: int | None = None, span: Span = (None, None)
+) -> npt.NDArray[np.uint8]:
     """Decode a file into the model's pictures: uint8 RGB (T, H, W, 3) at ``preprocess.fps``.
 
-    ``limit`` stops after that many pictures.
+    ``limit`` stops after that many pictures; ``span`` takes a part of the file only.
 
     Raises:
-        UserError: as :func:`read_frames`.
+        UserError: as :func:`read_frames`, or the file has no frame in ``span``.
     """
     sampler = FrameSampler(preprocess.fps)
     pictures: list[npt.NDArray[np.uint8]] = []
     for stamp_s, frame in read_frames(path):
-        due = sampler.due(stamp_s)
+        if span[1] is not None and stamp_s >= span[1]:
+            break
+        due = sampler.due(stamp_s) if within(span, stamp_s) else 0
         if due:
             pictures.extend([preprocess.picture(frame)] * due)
         if limit is not None and len(pictures) >= limit:
             return np.stack(pictures[:limit])
+    if not pictures:
+        raise UserError(f"video {path} has no frame between {span[0]} and {span[1]} s: correct the clip's times")
     return np.stack(pictures)

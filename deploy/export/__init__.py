@@ -10,12 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from deploy.export.limits import find_blockers
 from deploy.export.litert import float_litert, int8_litert
-from deploy.export.onnx import float_onnx, int8_onnx
+from deploy.export.onnx import NEWEST, float_onnx, int8_onnx
 from deploy.export.openvino import float_openvino, int8_openvino
 from deploy.export.step import Feeds, feeds_of, flat_step, golden_of, hushed
+from deploy.export.targeted import Sources, add_targets
 from deploy.export.torch import float_torch
 from deploy.runtimes import RUNTIMES, load
+from deploy.runtimes.litert_runtime import batch_file
+from deploy.targets import COMPILED, targets_for
 from deploy.verify import check_artefact
 from toolkit.bundle import Artefact, Bundle, Manifest, Precision, create_bundle, open_bundle
 from toolkit.contract import Array, Contract
@@ -29,7 +35,7 @@ _FILES = {"torch": "model.pt2", "onnxruntime": "model.onnx", "openvino": "model.
 
 
 def targets_of(runtimes: Sequence[str], precisions: Sequence[str], kind: str = "stream") -> list[tuple[str, Precision]]:
-    """Every (runtime, precision) asked for that exists: torch is fp32 only, clip models are fp32 only.
+    """Every (runtime, precision) asked for that exists: torch is fp32 only.
 
     Raises:
         UserError: unknown runtime, or nothing is left.
@@ -38,13 +44,13 @@ def targets_of(runtimes: Sequence[str], precisions: Sequence[str], kind: str = "
         load(name)
     wanted: list[tuple[str, Precision]] = []
     for name in RUNTIMES:
-        if name not in runtimes:
+        if name not in runtimes or name in COMPILED:
             continue
         if "fp32" in precisions:
             wanted.append((name, "fp32"))
-        if "int8" in precisions and name != "torch" and kind == "stream":
+        if "int8" in precisions and name != "torch":
             wanted.append((name, "int8"))
-    if not wanted:
+    if not wanted and not COMPILED.keys() & set(runtimes):
         raise UserError(f"nothing to export: {', '.join(runtimes)} in {', '.join(precisions)} ({kind} model)")
     return wanted
 
@@ -52,23 +58,30 @@ def targets_of(runtimes: Sequence[str], precisions: Sequence[str], kind: str = "
 def export_bundle(
     model: Any, *, path: Path, name: str, labels: tuple[str, ...], preprocess: Preprocess, rollouts: list[Array],
     golden_frames: Array, runtimes: Sequence[str], precisions: Sequence[str], lineage: dict[str, Any],
+    batches: Sequence[int] = (), targets: Sequence[str] = (),
 ) -> Bundle:  # fmt: skip
     """Export, check parity on the golden steps, and write the bundle at ``path`` atomically.
 
     ``model`` is a stream or clip model (``contract()``, ``step`` or ``forward``). ``rollouts`` are calibration streams
-    (T, 3, H, W) of the training split; ``golden_frames`` one stream (T, 3, H, W).
+    (T, 3, H, W) of the training split; ``golden_frames`` one stream (T, 3, H, W). ``batches`` are numbers of streams
+    to be stepped together for which LiteRT, whose files have a fixed batch, gets files of its own. ``targets`` are
+    chips to compile for, by name (:mod:`deploy.targets`).
 
     Raises:
+        UserError: nothing that was asked for can be made from this model; op, layer and a way out are named.
         ParityError: an artefact differs from torch; it is named, with by how much.
         MissingDependency: an exporter's library is not installed.
     """
     contract: Contract = model.contract()
+    chips = targets_for(runtimes, targets)
+    asked = targets_of([*runtimes, *(chip.runtime for chip in chips)], precisions, contract.kind)
+    wanted, left_out = _possible(model, contract, asked, rollouts)
     golden = golden_of(model, golden_frames)
+    lineage = {**lineage, "left_out": left_out} if left_out else lineage
     task = "classification" if contract.detection is None else "detection"
     manifest = Manifest(
         name=name, task=task, labels=labels, preprocess=preprocess, contract=contract, lineage=lineage
     )  # fmt: skip
-    wanted = targets_of(runtimes, precisions, contract.kind)
     with (
         tempfile.TemporaryDirectory(prefix="vidon-export-") as scratch,
         create_bundle(path, manifest, golden) as staging,
@@ -81,14 +94,36 @@ def export_bundle(
             folder = staging / artefact.folder
             with hushed():
                 maker.make(runtime, precision)
+                for batch in batches if runtime == "litert" else ():
+                    maker.make_batch(precision, batch)
             shutil.copytree(maker.folder(runtime, precision), folder)
             result = check_artefact(folder, artefact, contract, golden)
             note(f"  {artefact.key}: {result.summary}")
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             metrics = {"size_bytes": float(size), **result.metrics}
             artefacts.append(artefact.model_copy(update={"metrics": metrics}))
+        sources = Sources(flat_step(model), contract, maker.feeds, lambda: maker.make("litert", "fp32"), Path(scratch))
+        artefacts += add_targets(chips, sources, staging, golden)
         _put(manifest, tuple(artefacts))
     return open_bundle(path)
+
+
+def _possible(
+    model: Any, contract: Contract, wanted: list[tuple[str, Precision]], rollouts: list[Array]
+) -> tuple[list[tuple[str, Precision]], dict[str, str]]:
+    """(targets that can be made, the others with the reason); each of the others is told now."""
+    if not rollouts and any(precision == "int8" for _, precision in wanted):
+        raise UserError("int8 needs calibration streams: give at least one clip of the training split")
+    keys = [f"{runtime}-{precision}" for runtime, precision in wanted]
+    left_out: dict[str, str] = {}
+    for blocker in find_blockers(flat_step(model), contract, keys):
+        left_out.setdefault(blocker.target, blocker.line)
+    for line in left_out.values():
+        note(f"left out: {line}")
+    kept = [target for target, key in zip(wanted, keys, strict=True) if key not in left_out]
+    if wanted and not kept:
+        raise UserError(next(iter(left_out.values())))
+    return kept, left_out
 
 
 def _put(manifest: Manifest, artefacts: tuple[Artefact, ...]) -> None:
@@ -126,7 +161,7 @@ class _Maker:
             case "torch", _:
                 float_torch(self._step, self._contract, path)
             case "onnxruntime", "fp32":
-                float_onnx(self._step, self._contract, path)
+                float_onnx(self._step, self._contract, path, opset=NEWEST, batch=None)
             case "onnxruntime", _:
                 int8_onnx(self.make("onnxruntime", "fp32"), self.feeds(), path)
             case "openvino", "fp32":
@@ -138,3 +173,15 @@ class _Maker:
             case _:
                 int8_litert(self.make("litert", "fp32"), self.feeds(), path)
         return path
+
+    def make_batch(self, precision: str, batch: int) -> None:
+        """LiteRT's file for ``batch`` streams, beside the plain one."""
+        source = batch_file(self._scratch / "litert-batches" / _FILES["litert"], batch)
+        if not source.exists():
+            float_litert(self._step, self._contract, source, batch)
+        path = batch_file(self.file("litert", precision), batch)
+        if precision == "fp32":
+            shutil.copyfile(source, path)
+        else:
+            feeds = [{name: np.repeat(value, batch, axis=0) for name, value in feed.items()} for feed in self.feeds()]
+            int8_litert(source, feeds, path)

@@ -20,8 +20,8 @@ _LAST = {4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 _FIRST = {4: (0, 3, 1, 2), 5: (0, 4, 1, 2, 3)}
 
 
-def float_litert(step: Any, contract: Contract, path: Path) -> None:
-    """Convert the step with named NHWC inputs and outputs."""
+def float_litert(step: Any, contract: Contract, path: Path, batch: int = 1) -> None:
+    """Convert the step with named NHWC inputs and outputs for a fixed batch."""
     try:
         import litert_torch
         import torch
@@ -42,7 +42,7 @@ def float_litert(step: Any, contract: Contract, path: Path) -> None:
 
     samples = {
         name: value.permute(_LAST[value.ndim]).contiguous()
-        for name, value in zip(contract.input_names, sample_inputs(contract), strict=True)
+        for name, value in zip(contract.input_names, sample_inputs(contract, batch), strict=True)
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     litert_torch.convert(Named().eval(), sample_kwargs=samples).export(str(path))

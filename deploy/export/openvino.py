@@ -1,6 +1,8 @@
-"""OpenVINO IR from the ONNX file (it keeps names and static shapes), and int8 by NNCF with min-max ranges."""
+"""OpenVINO IR from the ONNX file (it keeps names and shapes), and int8 by NNCF with min-max ranges."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 from deploy.export.step import Feeds
 from toolkit.errors import MissingDependency
@@ -15,7 +17,7 @@ def float_openvino(source: Path, path: Path) -> None:
     except ImportError as error:
         raise MissingDependency("openvino", "export") from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    openvino.save_model(openvino.convert_model(str(source)), str(path), compress_to_fp16=False)
+    _save(openvino, openvino.convert_model(str(source)), path)
 
 
 def int8_openvino(source: Path, feeds: Feeds, path: Path) -> None:
@@ -38,4 +40,12 @@ def int8_openvino(source: Path, feeds: Feeds, path: Path) -> None:
             activations_range_estimator_params=widest, weights_range_estimator_params=widest
         ),
     )
+    _save(openvino, model, path)
+
+
+def _save(openvino: Any, model: Any, path: Path) -> None:
+    """Save with the weights as they are; layers named by a counter of the process are numbered in order instead."""
+    for index, layer in enumerate(model.get_ordered_ops()):
+        if re.search(r"_\d+$", layer.get_friendly_name()) and layer.get_type_name() not in ("Parameter", "Result"):
+            layer.set_friendly_name(f"{layer.get_type_name()}_{index}")
     openvino.save_model(model, str(path), compress_to_fp16=False)

@@ -20,7 +20,7 @@ from toolkit.bundle import Golden
 from toolkit.contract import Array, Contract
 from toolkit.errors import MissingDependency
 
-__all__ = ["Feeds", "feeds_of", "flat_step", "golden_of", "hushed", "sample_inputs"]
+__all__ = ["Feeds", "feeds_of", "flat_step", "free_batch", "golden_of", "hushed", "sample_inputs"]
 
 #: One dict of graph inputs per step of a rollout.
 Feeds = list[dict[str, Array]]
@@ -64,11 +64,21 @@ def flat_step(model: Any) -> Any:
     return Flat().eval().requires_grad_(False)
 
 
-def sample_inputs(contract: Contract) -> tuple[Any, ...]:
-    """Zero tensors of the graph's input shapes, batch 1."""
+def sample_inputs(contract: Contract, batch: int = 1) -> tuple[Any, ...]:
+    """Zero tensors of the graph's input shapes."""
     torch = _torch()
-    zeros = [torch.zeros(1, *state.shape) for state in contract.states]
-    return (torch.zeros(1, *contract.input_shape), *zeros)
+    zeros = [torch.zeros(batch, *state.shape) for state in contract.states]
+    return (torch.zeros(batch, *contract.input_shape), *zeros)
+
+
+def free_batch(contract: Contract) -> tuple[tuple[Any, ...], Any]:
+    """(sample inputs, dynamic shapes) for an export whose batch is the free dimension ``batch``.
+
+    The samples have batch 2: torch would take a 1 for a constant.
+    """
+    batch = _torch().export.Dim("batch", min=1, max=1024)
+    first, others = {0: batch}, tuple({0: batch} for _ in contract.states)
+    return sample_inputs(contract, 2), (first, others) if others else (first,)
 
 
 def feeds_of(step: Any, contract: Contract, rollouts: list[Array]) -> Feeds:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from deploy.export.step import sample_inputs
+from deploy.export.step import free_batch
 from toolkit.contract import Contract
 from toolkit.errors import MissingDependency
 
@@ -11,12 +11,13 @@ __all__ = ["float_torch"]
 
 
 def float_torch(step: Any, contract: Contract, path: Path) -> None:
-    """Export and save the step."""
+    """Export and save the step; its batch is free."""
     try:
         import torch
     except ImportError as error:
         raise MissingDependency("torch", "export") from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    program = torch.export.export(step, sample_inputs(contract))
+    samples, shapes = free_batch(contract)
+    program = torch.export.export(step, samples, dynamic_shapes=shapes)
     program.example_inputs = None  # they would be stored with pickle
     torch.export.save(program, str(path))

@@ -1,15 +1,27 @@
 """The runtimes by name. Adding one is a file and a line here; listing them imports none."""
 
 import importlib
+from dataclasses import replace
 from typing import cast
 
-from deploy.runtimes.base import Availability, Options, Runtime
+from deploy.choice import load_choice
+from deploy.runtimes.base import Availability, Options, Runtime, Streams
 from deploy.runtimes.window import WindowSession
 from toolkit.bundle import Artefact, Bundle
-from toolkit.contract import Session
 from toolkit.errors import BundleError, UserError, nearest
 
-__all__ = ["RUNTIMES", "Availability", "Options", "Runtime", "available", "load", "open_session", "pick", "working"]
+__all__ = [
+    "RUNTIMES",
+    "Availability",
+    "Options",
+    "Runtime",
+    "Streams",
+    "available",
+    "load",
+    "open_session",
+    "pick",
+    "working",
+]
 
 #: name -> module; each module has a ``RUNTIME``.
 RUNTIMES = {
@@ -17,6 +29,10 @@ RUNTIMES = {
     "onnxruntime": "deploy.runtimes.onnxruntime_runtime",
     "openvino": "deploy.runtimes.openvino_runtime",
     "litert": "deploy.runtimes.litert_runtime",
+    "tensorrt": "deploy.runtimes.tensorrt_runtime",
+    "ethosu": "deploy.runtimes.ethosu_runtime",
+    "rknn": "deploy.runtimes.rknn_runtime",
+    "qnn": "deploy.runtimes.qnn_runtime",
 }
 
 
@@ -37,7 +53,9 @@ def available(name: str) -> Availability:
 
 
 def pick(bundle: Bundle, key: str | None) -> Artefact:
-    """The artefact called ``key``; None means the bundle's best, else the first whose runtime works here.
+    """The artefact called ``key``; None means the one measured fastest here, else the bundle's best, else the first.
+
+    Only artefacts whose runtime works here count, and of these first those that it does not run badly.
 
     Raises:
         UserError: no such artefact, or none that can run here.
@@ -46,14 +64,15 @@ def pick(bundle: Bundle, key: str | None) -> Artefact:
         return bundle.artefact(key)
     if not bundle.manifest.artefacts:
         raise BundleError(f"bundle {bundle.root} holds no artefact: export it again")
+    choice = load_choice(bundle)
+    if choice is not None and available(bundle.artefact(choice.artefact).runtime).ok:
+        return bundle.artefact(choice.artefact)
     best = [bundle.artefact(bundle.manifest.best)] if bundle.manifest.best else []
-    reasons = []
-    for artefact in [*best, *bundle.manifest.artefacts]:
-        state = available(artefact.runtime)
-        if state.ok:
-            return artefact
-        reasons.append(state.why)
-    raise UserError(f"bundle {bundle.root}: none of its runtimes works here; {reasons[0]}")
+    states = [(artefact, available(artefact.runtime)) for artefact in [*best, *bundle.manifest.artefacts]]
+    usable = [(artefact, state) for artefact, state in states if state.ok]
+    if not usable:
+        raise UserError(f"bundle {bundle.root}: none of its runtimes works here; {states[0][1].why}")
+    return next((a for a, state in usable if a.precision not in state.slow), usable[0][0])
 
 
 def working(bundle: Bundle) -> tuple[list[str], dict[str, str]]:
@@ -67,15 +86,23 @@ def working(bundle: Bundle) -> tuple[list[str], dict[str, str]]:
     return [key for key, state in states.items() if state.ok], {k: s.why for k, s in states.items() if not s.ok}
 
 
-def open_session(bundle: Bundle, key: str | None = None, *, device: str = "cpu", threads: int | None = None) -> Session:
+def open_session(
+    bundle: Bundle, key: str | None = None, *, device: str = "cpu", threads: int | None = None, batch: int = 1,
+    options: Options | None = None,
+) -> Streams:  # fmt: skip
     """Open one artefact of a bundle as a session; a clip model comes with its sliding window.
+
+    Without a key, what ``vidon bench BUNDLE --all`` measured fastest on this machine is opened as it was measured.
+    ``options`` says more than ``device``, ``threads`` and ``batch`` do, and replaces them.
 
     Raises:
         UserError, MissingDependency, UnavailableDevice, BundleError: each in one line.
     """
     artefact = pick(bundle, key)
     contract = bundle.manifest.contract
-    session = load(artefact.runtime).open(
-        bundle.root / artefact.folder, artefact, contract, Options(device=device, threads=threads)
-    )
+    wanted = options or Options(device=device, threads=threads, batch=batch)
+    choice = load_choice(bundle) if key is None and options is None and device == "cpu" else None
+    if choice is not None and choice.artefact == artefact.key:
+        wanted = replace(wanted, threads=threads or choice.threads, form=choice.form)
+    session = load(artefact.runtime).open(bundle.root / artefact.folder, artefact, contract, wanted)
     return WindowSession(session) if contract.kind == "clip" else session

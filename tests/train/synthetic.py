@@ -46,7 +46,7 @@ def tiny_recipe(root: Path, **sections: dict[str, object]) -> Recipe:
         "data": {"root": root, "frames": 4, "flips": {"left": "right", "right": "left"}},
         "preprocess": {"size": (SIDE, SIDE), "fps": 10.0},
         "teacher": {"dim": 32, "depth": 2, "heads": 2, "tubelet": (2, 8, 8)},
-        "pretrain": {"epochs": 2, "batch": 8, "decoder_dim": 32, "decoder_depth": 1},
+        "pretrain": {"epochs": 2, "batch": 8, "settings": {"masked": {"decoder_dim": 32, "decoder_depth": 1}}},
         "finetune": {"epochs": 2, "batch": 8},
         "student": {"width": 0.25, "depth": 0.4, "look_back": True},
         "distill": {"epochs": 2, "batch": 8},

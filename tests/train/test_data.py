@@ -10,7 +10,7 @@ from tests.train.synthetic import SIDE, tiny_recipe, write_data, write_video
 from toolkit.errors import UserError
 from toolkit.preprocess import Preprocess
 from toolkit.video import read_pictures
-from train.data.clips import Augment, load_pictures, normalise
+from train.data.clips import Augment, load_pictures, normalise, normalise_on_device
 from train.data.index import index_clips
 
 PRE = Preprocess(size=(SIDE, SIDE))
@@ -153,6 +153,21 @@ def test_augmentation_depends_on_its_generator_only(root: Path) -> None:
     one, two, three = (augment(clips, labels, torch.Generator().manual_seed(s))[0] for s in (1, 1, 2))
     assert torch.equal(one, two)
     assert not torch.equal(one, three)
+
+
+def test_pictures_on_a_device_are_normalised_bit_for_bit_as_on_the_board() -> None:
+    pre = Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16, 3), dtype=np.uint8)
+    found = normalise_on_device(torch.from_numpy(pictures), pre)
+    assert np.array_equal(found.numpy(), pre.normalise(pictures))
+
+
+def test_what_is_drawn_on_the_cpu_is_used_where_the_pictures_are() -> None:
+    augment = Augment(PRE, ("left", "right"), True, {"left": "right", "right": "left"})
+    pictures, labels = torch.zeros(4, 2, SIDE, SIDE, 3, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)
+    clips, turned = augment(pictures.to("meta"), labels.to("meta"), torch.Generator())
+    assert (clips.device.type, turned.device.type) == ("meta", "meta")
+    assert clips.shape == (4, 2, 3, SIDE, SIDE)
 
 
 def test_flips_must_name_labels() -> None:

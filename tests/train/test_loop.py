@@ -156,3 +156,14 @@ def test_a_teacher_cannot_be_pruned_as_a_student(tmp_path: Path) -> None:
         prune(recipe, tmp_path / "pruned", encoder)
     with pytest.raises(UserError, match="holds no model"):
         prune(recipe, tmp_path / "pruned", tmp_path / "nothing")
+
+
+def test_decoding_on_demand_trains_the_same_model_as_memory(tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data", train=4, val=1)
+    weights = []
+    for source in ("memory", "files"):
+        data = {"source": source, "frames": 8}  # as long as the clips: there is one window only
+        recipe = tiny_recipe(root, data=data, finetune={"epochs": 1}, run={"workers": 1})
+        weights.append(load_file(finetune(recipe, tmp_path / source) / "model.safetensors"))
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

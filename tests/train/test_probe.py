@@ -1,9 +1,13 @@
 """The probe is logistic regression, and installed it answers as fitted."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from tests.train.synthetic import tiny_recipe, write_video
 from toolkit.errors import UserError
 from toolkit.preprocess import Preprocess
 from toolkit.recipe import StudentConfig
@@ -11,6 +15,7 @@ from train.compress.distill import clip_logits
 from train.data.clips import normalise
 from train.models.student import build_student
 from train.probe import choose_strength, clip_means, fit_probe, install
+from train.stages import probe
 
 PRE = Preprocess(size=(48, 64))
 
@@ -28,11 +33,11 @@ def test_the_streaming_student_answers_as_the_probe_was_fitted() -> None:
     rng = np.random.default_rng(0)
     clips = rng.integers(0, 256, (6, 12, 48, 64, 3), dtype=np.uint8)
     features = np.stack([clip_means(student, clip, PRE) for clip in clips])  # type: ignore[arg-type]
-    probe = fit_probe(features, np.array([0, 1, 2, 0, 1, 2]), 3, 1.0)
-    install(student, probe)  # type: ignore[arg-type]
+    fitted = fit_probe(features, np.array([0, 1, 2, 0, 1, 2]), 3, 1.0)
+    install(student, fitted)  # type: ignore[arg-type]
     with torch.no_grad():
         logits = clip_logits(student(normalise(clips, PRE)), student.contract().warmup)  # type: ignore[operator, attr-defined]
-    np.testing.assert_allclose(logits.numpy(), probe(features), atol=1e-3)
+    np.testing.assert_allclose(logits.numpy(), fitted(features), atol=1e-3)
 
 
 def test_the_fit_is_the_minimum_of_the_balanced_objective() -> None:
@@ -57,3 +62,26 @@ def test_strength_is_chosen_without_the_group_that_judges() -> None:
 def test_features_of_single_frames_need_a_backbone_without_memory() -> None:
     with pytest.raises(UserError, match="temporal"):
         clip_means(_student("shift"), np.zeros((5, 48, 64, 3), np.uint8), PRE)  # type: ignore[arg-type]
+
+
+def test_the_probe_stage_tells_directions_apart_and_goes_on_where_it_was_cut(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for split, count in (("train", 6), ("val", 3)):
+        for label, step in (("slow", 1), ("fast", 5)):
+            for index in range(count):
+                write_video(data / split / label / f"{split}-{label}-{index}.avi", step, index + count, frames=12)
+    student = {"width": 1.0, "temporal": "none", "readout": "motion", "look_back": False, "pretrained": "imagenet",
+               "blocks": 4, "depth": 1.0}  # fmt: skip
+    recipe = tiny_recipe(data, student=student, data={"flips": {}})
+    done = json.loads((probe(recipe, tmp_path / "out") / "done.json").read_text())
+    assert done["validation"] == 1.0
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "features").iterdir()}
+    assert len(kept) == 12
+    (tmp_path / "out" / "done.json").unlink()
+    probe(recipe, tmp_path / "out")
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "features").iterdir()} == kept
+
+
+def test_a_probe_of_another_student_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match='readout = "motion"'):
+        probe(tiny_recipe(tmp_path), tmp_path / "out")

@@ -5,6 +5,7 @@ scripts), progress to stderr. User errors are one line and exit code 2; Ctrl-C i
 command run again goes on where it stopped.
 """
 
+import importlib
 import sys
 from typing import Annotated, Any
 
@@ -58,6 +59,13 @@ def _root(
 
 
 # They register their commands on app, which must exist first.
-from toolkit.cli import data, demo, deployment, training  # noqa: E402
-
-_ = (data, demo, deployment, training)
+for _module in (
+    "data",
+    "demo",
+    "deployment",
+    "devices",
+    "tasks",
+    "train",
+    "training",
+):
+    importlib.import_module(f"toolkit.cli.{_module}")

@@ -1,5 +1,6 @@
-"""Commands on labelled clips: data check."""
+"""Commands on labelled clips: data check, data shard."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -7,26 +8,72 @@ import typer
 
 from toolkit.cli import app
 from toolkit.cli.options import Json, say
+from toolkit.errors import UserError
 
 __all__: list[str] = []
 
-data_app = typer.Typer(help="Look at labelled clips before training.", no_args_is_help=True)
+data_app = typer.Typer(help="Look at labelled clips before training, and pack them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+
+Root = Annotated[
+    Path, typer.Argument(help="Folder per class, split folders, CSV, Kinetics / UCF101 / HMDB51 / "
+                         "Something-Something / COCO lists, or tar shards.")
+]  # fmt: skip
+Format = Annotated[str, typer.Option("--format", help="Format of the data, if it is not to be guessed.")]
+Videos = Annotated[Path | None, typer.Option("--videos", help="Folder of the videos, if not beside their list.")]
+Fold = Annotated[int, typer.Option("--fold", min=1, max=3, help="Which published split (UCF101, HMDB51).")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Parallel workers (default: one a core).")]
+
+_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?$", re.IGNORECASE)
+
+
+def _bytes(text: str) -> int:
+    """``256MB`` in bytes.
+
+    Raises:
+        UserError: no such size.
+    """
+    match = _SIZE.match(text.strip())
+    size = round(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")) if match else 0
+    if size < 1:
+        raise UserError(f"--size {text!r} is no size: write for example 256MB")
+    return size
 
 
 @data_app.command("check")
 def data_check(
-    root: Annotated[
-        Path, typer.Argument(help="Folder per class, split folders, or a CSV (path,label[,split][,group]).")
-    ],
-    as_json: Json = False,
-) -> None:
-    """Decode every clip and count what is there, by split and class; exit code 2 if a video is broken.
+    root: Root, form: Format = "auto", videos: Videos = None, fold: Fold = 1,
+    frames: Annotated[int, typer.Option(min=1, help="Clips with fewer pictures are too short.")] = 2,
+    fps: Annotated[float, typer.Option(min=0.01, help="Pictures a second, for --frames.")] = 10.0,
+    workers: Workers = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Decode every clip: unreadable, too short and duplicate videos, leaks between splits; exit code 2 if any.
 
-    Example: **vidon data check clips/**
+    Example: **vidon data check clips/ --frames 16**
     """
     from toolkit.cli.inspect import check_data
 
-    result = check_data(root)
+    result = check_data(root, form, videos, fold, frames=frames, fps=fps, workers=workers)
     say(as_json, result, result["text"])
-    raise typer.Exit(2 if result["broken"] else 0)
+    raise typer.Exit(0 if result["ok"] else 2)
+
+
+@data_app.command("shard")
+def data_shard(
+    root: Root,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the shards; an interrupted run goes on here.")],
+    size: Annotated[str, typer.Option("--size", help="Size of a shard.")] = "256MB",
+    form: Format = "auto", videos: Videos = None, fold: Fold = 1, workers: Workers = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Pack clips into WebDataset tar shards with an index, for large data and remote storage.
+
+    Example: **vidon data shard clips/ --out shards/ --size 256MB**
+    """
+    from dataclasses import asdict
+
+    from toolkit.cli.inspect import index_of
+    from train.data.shard import write_shards
+
+    packed = write_shards(index_of(root, form, videos, fold), out, _bytes(size), workers or 2)
+    text = f"{packed.index}: {packed.clips} clips in {packed.shards} shards, {packed.bytes / 1e6:.1f} MB"
+    say(as_json, asdict(packed), text)

@@ -1,13 +1,16 @@
-"""Commands from a trained model to a camera: export, quantize, evaluate, bench, verify, camera, report, devices."""
+"""Commands from a trained model to a camera: export, quantize, evaluate, bench, verify, camera, report."""
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from toolkit.cli import app
-from toolkit.cli.options import Device, Json, RecipeFile, RuntimeNames, Set, Threads, names, recipe_of, say
+from toolkit.cli.options import Device, Json, RecipeFile, RuntimeNames, Set, Targets, Threads, names, recipe_of, say
+
+if TYPE_CHECKING:
+    from toolkit.bundle import Bundle
 
 __all__: list[str] = []
 
@@ -22,11 +25,14 @@ All = Annotated[bool, typer.Option("--all", help="Every artefact whose runtime w
 
 
 def _export(recipe: Path | None, model: Path, out: Path, overrides: list[str] | None, runtimes: str | None,
-            precisions: tuple[str, ...], as_json: bool) -> None:  # fmt: skip
+            precisions: tuple[str, ...], as_json: bool, target: str | None) -> None:  # fmt: skip
     from toolkit.cli.road import export_model
 
     settings = recipe_of(recipe, overrides)
-    bundle = export_model(settings, model, out, names(runtimes, settings.quantize.runtimes), precisions)
+    chips = names(target, ())
+    # A chip asked for by name decides its runtime: the recipe's processor runtimes then come only if named too.
+    chosen = names(runtimes, () if chips else settings.quantize.runtimes)
+    bundle = export_model(settings, model, out, chosen, precisions, chips)
     rows = {artefact.key: artefact.metrics for artefact in bundle.manifest.artefacts}
     say(as_json, {"bundle": str(out), "artefacts": rows}, f"{out}: {', '.join(rows)}")
 
@@ -35,25 +41,25 @@ def _export(recipe: Path | None, model: Path, out: Path, overrides: list[str] | 
 def export(
     model: ModelPath, recipe: RecipeFile = None, out: BundleOut = Path("model.vidon"), runtimes: RuntimeNames = None,
     precisions: Annotated[str, typer.Option(help="fp32, int8 or both.")] = "fp32", set_: Set = None,
-    as_json: Json = False,
+    target: Targets = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Export a trained model to a bundle; every file is checked against torch first.
 
-    Example: **vidon export runs/pruned recipe.toml --out door.vidon --runtimes onnxruntime,litert**
+    Example: **vidon export runs/pruned recipe.toml --out door.vidon --runtimes onnxruntime,litert --target u55-128**
     """
-    _export(recipe, model, out, set_, runtimes, names(precisions, ()), as_json)
+    _export(recipe, model, out, set_, runtimes, names(precisions, ()), as_json, target)
 
 
 @app.command()
 def quantize(
     model: ModelPath, recipe: RecipeFile = None, out: BundleOut = Path("model.vidon"), runtimes: RuntimeNames = None,
-    set_: Set = None, as_json: Json = False,
+    set_: Set = None, target: Targets = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Export in int8, calibrated on streams of the training clips with min-max ranges.
 
     Example: **vidon quantize runs/pruned recipe.toml --out door.vidon --set quantize.rollouts=32**
     """
-    _export(recipe, model, out, set_, runtimes, ("int8",), as_json)
+    _export(recipe, model, out, set_, runtimes, ("int8",), as_json, target)
 
 
 @app.command()
@@ -100,15 +106,20 @@ def bench(
 ) -> None:  # fmt: skip
     """Latency of one step, p50/p95/p99, artefacts in interleaved rounds.
 
-    Example: **vidon bench door.vidon --all --threads 1**
+    With **--all**: every runtime, precision and number of threads that works here, with memory, load time and parity;
+    the fastest is kept for this machine and used whenever the bundle is opened without naming an artefact.
+
+    Example: **vidon bench door.vidon --all**
     """
-    from deploy.runtimes import pick, working
+    from deploy.runtimes import pick
     from toolkit.bundle import open_bundle
     from toolkit.cli.road import bench_bundle, latencies_of
 
     opened = open_bundle(bundle)
-    keys = working(opened)[0] if all_ else artefact or [pick(opened, None).key]
-    rows = latencies_of(bench_bundle(opened, keys, steps, threads))
+    if all_:
+        _bench_all(opened, steps, threads, as_json)
+        return
+    rows = latencies_of(bench_bundle(opened, artefact or [pick(opened, None).key], steps, threads))
     lines = [
         f"{k:18s} p50 {r['p50_ms']:7.2f} ms   p95 {r['p95_ms']:7.2f} ms   {r['fps']:7.0f} frames/s"
         for k, r in rows.items()
@@ -116,25 +127,70 @@ def bench(
     say(as_json, rows, "\n".join(lines))
 
 
+def _bench_all(bundle: "Bundle", steps: int, threads: int | None, as_json: bool) -> None:
+    from deploy.sweep import sweep, table, winner
+    from toolkit.progress import note
+
+    rows = sweep(bundle, steps, (threads,) if threads else None)
+    choice = winner(bundle, rows)
+    for row in rows:
+        if "error" in row:
+            note(f"{row['artefact']} {row['form'] or ''}: {row['error']}")
+    named = {f"{row['artefact']} {row['form'] or ''}".strip() + f" x{row['threads']}": row for row in rows}
+    found = {name: row for name, row in named.items() if "error" not in row}
+    say(as_json, found, f"{table(list(found.values()))}\nchosen: {choice.line}")
+
+
 @app.command()
-def verify(bundle: BundlePath, artefact: Keys = None, as_json: Json = False) -> None:
+def verify(
+    bundle: BundlePath, artefact: Keys = None,
+    trusted: Annotated[Path | None, typer.Option(help="Public key: refuse a bundle its owner did not sign.")] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
     """Replay the golden steps on this machine; a wrong answer is refused by name.
 
     Without **--artefact** all whose runtime works here are checked, and the others named.
 
-    Example: **vidon verify door.vidon**
+    Example: **vidon verify door.vidon --trusted maker.pem.pub**
     """
     from deploy.runtimes import working
     from deploy.verify import verify as replay
     from toolkit.bundle import open_bundle
 
     opened = open_bundle(bundle)
+    if trusted is not None:
+        from toolkit.signing import check_signature
+
+        check_signature(opened, trusted)
     keys, left_out = (artefact, {}) if artefact else working(opened)
     results = replay(opened, keys)
     rows = {result.key: result.as_dict() for result in results}
     lines = [f"{result.key}: {result.summary}" for result in results]
     lines += [f"{key}: not checked here, {why}" for key, why in left_out.items()]
     say(as_json, {**rows, **{key: {"not_checked": why} for key, why in left_out.items()}}, "\n".join(lines))
+
+
+@app.command()
+def sign(
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder.", metavar="[BUNDLE]")] = None,
+    key: Annotated[Path, typer.Option("--key", help="Private key (PEM).")] = Path("maker.pem"),
+    new_key: Annotated[bool, typer.Option("--new-key", help="Make the key pair first.")] = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Vouch for a bundle with an Ed25519 signature, or make a key pair; boards check with **verify --trusted**.
+
+    Example: **vidon sign --new-key --key maker.pem**  then  **vidon sign door.vidon --key maker.pem**
+    """
+    from toolkit.bundle import open_bundle
+    from toolkit.errors import UserError
+    from toolkit.signing import make_keys, sign_bundle
+
+    if bundle is None and not new_key:
+        raise UserError("nothing to do: give a bundle to sign, or --new-key to make a key pair")
+    if bundle is not None and bundle.is_file():
+        raise UserError(f"bundle {bundle} is a zip: sign the folder, then zip it")
+    made = [str(make_keys(key))] if new_key else []
+    made += [str(sign_bundle(open_bundle(bundle), key))] if bundle is not None else []
+    say(as_json, {"written": made}, "\n".join(made))
 
 
 @app.command()
@@ -154,9 +210,11 @@ def camera(
     Example: **vidon camera door.vidon --source 0**  or  **--source clip.mp4 --out annotated.mp4**
     """
     from deploy.camera import CameraOptions, run_camera
+    from deploy.choice import load_choice
     from deploy.runtimes import open_session
     from deploy.sinks import EventSink, Sink, VideoSink, WindowSink
     from toolkit.bundle import open_bundle
+    from toolkit.progress import note
 
     opened = open_bundle(bundle)
     sinks: list[Sink] = [VideoSink(out)] if out is not None else []
@@ -165,6 +223,9 @@ def camera(
     if not sinks and not as_json:
         sinks.append(WindowSink())
     session = open_session(opened, artefact, device=device, threads=threads)
+    choice = load_choice(opened) if artefact is None else None
+    if choice is not None:
+        note(choice.line)
     try:
         options = CameraOptions(realtime=realtime, frames=frames, duration_s=duration)
         summary = run_camera(source, opened, session, sinks, options)
@@ -193,24 +254,3 @@ def report(
     loaded = [load_report(path) for path in reports]
     page = write_report(loaded[0], out) if len(loaded) == 1 else write_comparison(loaded, out)
     say(as_json, {"page": str(page)}, str(page))
-
-
-@app.command()
-def devices(
-    profile: Annotated[str | None, typer.Option(help="Show one hardware profile instead.")] = None,
-    as_json: Json = False,
-) -> None:
-    """What this machine has: runtimes, devices, and why something does not work.
-
-    Example: **vidon devices --json**
-    """
-    from toolkit.cli.inspect import list_devices
-
-    if profile is not None:
-        from devices import load_profile
-
-        found = load_profile(profile)
-        say(as_json, found.model_dump(mode="json"), found.model_dump_json(indent=2))
-        return
-    result = list_devices()
-    say(as_json, {key: value for key, value in result.items() if key != "text"}, result["text"])

@@ -1,37 +1,44 @@
 """What ``vidon data check`` and ``vidon devices`` tell."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from toolkit.errors import UserError
-from toolkit.progress import track
-from toolkit.video import read_frames
+if TYPE_CHECKING:
+    from train.data.index import Dataset
 
-__all__ = ["check_data", "list_devices"]
+__all__ = ["check_data", "index_of", "list_devices"]
 
 
-def check_data(root: Path) -> dict[str, Any]:
-    """Index and decode everything: counts by split and label, broken videos, groups in two splits."""
-    from train.data.index import index_clips
+def index_of(root: Path, form: str = "auto", videos: Path | None = None, fold: int = 1) -> "Dataset":
+    """The clips of ``root``; one class, or none, is no mistake here."""
+    from toolkit.recipe import load_recipe
+    from train.data.index import index_data
 
-    data = index_clips(root)
-    broken, frames = [], 0
-    for clip in track(data.clips, "decode"):
-        try:
-            frames += sum(1 for _ in read_frames(clip.path))
-        except UserError as error:
-            broken.append(str(error))
-    places: dict[str, set[str]] = {}
-    for clip in data.clips:
-        places.setdefault(clip.group, set()).add(clip.split)
-    leaks = sorted(group for group, splits in places.items() if len(splits) > 1)
+    config = load_recipe(None, (f"data.format={form}", f"data.fold={fold}")).data
+    return index_data(config.model_copy(update={"root": root, "videos": videos}))
+
+
+def check_data(
+    root: Path, form: str = "auto", videos: Path | None = None, fold: int = 1, *,
+    frames: int = 2, fps: float = 10.0, workers: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Index and decode everything: counts by split and label, and every problem with what to do about it."""
+    from train.data.check import ADVICE, check
+
+    data = index_of(root, form, videos, fold)
+    report = check(data, fps, frames, workers)
     counts = data.counts()
-    lines = [f"{root}: {len(data.clips)} clips, {frames} frames, {len(data.labels)} classes"]
+    lines = [f"{root}: {len(data.clips)} clips, {report.frames} frames, {len(data.labels)} classes"]
     lines += [f"  {split}: " + ", ".join(f"{label} {n}" for label, n in row.items()) for split, row in counts.items()]
-    lines += [f"  broken: {line}" for line in broken]
-    lines += [f"  leak: group {group} is in several splits" for group in leaks]
-    return {"clips": len(data.clips), "frames": frames, "counts": counts, "broken": broken, "leaks": leaks,
-            "text": "\n".join(lines)}  # fmt: skip
+    lines += [f"  {problem.kind}: {problem.text}" for problem in report.problems]
+    found = {kind: len(report.of(kind)) for kind in ADVICE}
+    if report.problems:
+        lines += ["", f"  {'problem':10s} {'found':>5s}  what to do"]
+        lines += [f"  {kind:10s} {found[kind]:5d}  {ADVICE[kind]}" for kind in ADVICE if found[kind]]
+    rows = {kind: [problem.text for problem in report.of(kind)] for kind in ADVICE}
+    return {"ok": not report.problems, "clips": len(data.clips), "frames": report.frames, "counts": counts,
+            "broken": rows["broken"], "short": rows["short"], "duplicates": rows["duplicate"],
+            "labels": rows["label"], "leaks": rows["leak"], "text": "\n".join(lines)}  # fmt: skip
 
 
 def list_devices() -> dict[str, Any]:

@@ -9,7 +9,20 @@ import typer
 from toolkit.errors import UserError
 from toolkit.recipe import Recipe, load_recipe
 
-__all__ = ["Device", "Json", "Out", "RecipeFile", "RuntimeNames", "Set", "Threads", "names", "recipe_of", "say"]
+__all__ = [
+    "Device",
+    "Json",
+    "Out",
+    "Processes",
+    "RecipeFile",
+    "RuntimeNames",
+    "Set",
+    "Targets",
+    "Threads",
+    "names",
+    "recipe_of",
+    "say",
+]
 
 RecipeFile = Annotated[
     Path | None, typer.Argument(help="Recipe (TOML). Without one the defaults apply.", metavar="[RECIPE]")
@@ -20,12 +33,20 @@ Set = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write; an interrupted run goes on here.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Processes = Annotated[
+    int, typer.Option("--processes", min=1, help="Training processes on this machine: one a GPU, or CPU processes.")
+]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads of the runtime (default: its own choice).")
 ]
 Device = Annotated[str, typer.Option("--device", help="Device of the runtime, for example cpu.")]
 RuntimeNames = Annotated[
     str | None, typer.Option("--runtimes", help="Comma-separated runtimes, for example onnxruntime,openvino.")
+]
+
+Targets = Annotated[
+    str | None,
+    typer.Option("--target", help="Comma-separated chips to compile for in int8, for example u55-128,rk3588,sm8650."),
 ]
 
 

@@ -26,6 +26,7 @@ def export_model(
     out: Path,
     runtimes: Sequence[str] | None = None,
     precisions: Sequence[str] | None = None,
+    targets: Sequence[str] = (),
 ) -> Bundle:
     """Export a trained model folder into a bundle, calibrated on training streams, checked on validation streams."""
     from deploy.export import export_bundle
@@ -39,8 +40,8 @@ def export_model(
     rollouts, golden = (_streams if loaded.contract.detection is None else _boxed_streams)(recipe, loaded)
     return export_bundle(
         loaded.model, path=out, name=recipe.name, labels=loaded.card.labels, preprocess=loaded.card.preprocess,
-        rollouts=rollouts, golden_frames=golden, runtimes=runtimes or recipe.quantize.runtimes,
-        precisions=precisions or recipe.quantize.precisions, lineage=_lineage(recipe, loaded),
+        rollouts=rollouts, golden_frames=golden, runtimes=recipe.quantize.runtimes if runtimes is None else runtimes,
+        precisions=precisions or recipe.quantize.precisions, lineage=_lineage(recipe, loaded), targets=targets,
     )  # fmt: skip
 
 

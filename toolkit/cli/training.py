@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from toolkit.cli import app
-from toolkit.cli.options import Json, Out, RecipeFile, Set, recipe_of, say
+from toolkit.cli.launch import in_processes
+from toolkit.cli.options import Json, Out, Processes, RecipeFile, Set, recipe_of, say
 
 __all__: list[str] = []
 
@@ -26,12 +27,14 @@ def _trained(folder: Path, as_json: bool) -> None:
 
 @app.command()
 def pretrain(
-    recipe: RecipeFile = None, out: Out = Path("runs/pretrained"), set_: Set = None, as_json: Json = False
-) -> None:
+    recipe: RecipeFile = None, out: Out = Path("runs/pretrained"), set_: Set = None, processes: Processes = 1,
+    as_json: Json = False,
+) -> None:  # fmt: skip
     """Masked video modelling of the teacher's encoder; labels are not used.
 
     Example: **vidon pretrain recipe.toml --out runs/pretrained --set pretrain.epochs=50**
     """
+    in_processes(processes, "pretrain", recipe, sets=set_, out=out, json=as_json)
     from train.stages import pretrain as stage
 
     _trained(stage(recipe_of(recipe, set_), out), as_json)
@@ -39,16 +42,14 @@ def pretrain(
 
 @app.command()
 def finetune(
-    recipe: RecipeFile = None,
-    init: Init = None,
-    out: Out = Path("runs/teacher"),
-    set_: Set = None,
-    as_json: Json = False,
-) -> None:
+    recipe: RecipeFile = None, init: Init = None, out: Out = Path("runs/teacher"), set_: Set = None,
+    processes: Processes = 1, as_json: Json = False,
+) -> None:  # fmt: skip
     """Train the teacher on the labels, from a pretrained encoder or from scratch.
 
     Example: **vidon finetune recipe.toml --init runs/pretrained --out runs/teacher**
     """
+    in_processes(processes, "finetune", recipe, sets=set_, init=init, out=out, json=as_json)
     from train.stages import finetune as stage
 
     _trained(stage(recipe_of(recipe, set_), out, init), as_json)
@@ -57,15 +58,27 @@ def finetune(
 @app.command()
 def distill(
     recipe: RecipeFile = None, teacher: Teacher = None, out: Out = Path("runs/student"), set_: Set = None,
-    as_json: Json = False,
+    processes: Processes = 1, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Train the streaming student on the labels and the teacher's soft answers.
 
     Example: **vidon distill recipe.toml --teacher runs/teacher --out runs/student**
     """
+    in_processes(processes, "distill", recipe, sets=set_, teacher=teacher, out=out, json=as_json)
     from train.stages import distill as stage
 
     _trained(stage(recipe_of(recipe, set_), out, teacher), as_json)
+
+
+@app.command()
+def probe(recipe: RecipeFile = None, out: Out = Path("runs/probe"), set_: Set = None, as_json: Json = False) -> None:
+    """Few clips: fit a student's motion readout on a frozen ImageNet backbone. Minutes, no seed, no teacher.
+
+    Example: **vidon probe recipe.toml --out runs/probe**
+    """
+    from train.stages import probe as stage
+
+    _trained(stage(recipe_of(recipe, set_), out), as_json)
 
 
 @app.command()

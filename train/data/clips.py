@@ -5,10 +5,12 @@ B batch, T frames, H, W picture, C = 3 channels (RGB).
 """
 
 import hashlib
+import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,113 +24,227 @@ from toolkit.preprocess import Preprocess
 from toolkit.progress import note, track
 from toolkit.video import read_pictures
 from train.data.batch import Batch
+from train.data.decode import Decoded
 from train.data.index import Clip, Dataset
+from train.data.opening import open_clip
+from train.data.targets import Targets, boxes_of, pad_boxes
+from train.data.videos import window_starts
 
-__all__ = ["Augment", "Pictures", "load_pictures", "normalise"]
-
-_MOST_BROKEN = 0.2
+__all__ = ["Augment", "Pictures", "load_pictures", "normalise", "normalise_on_device"]
 
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """pictures: uint8 (N, T, H, W, 3) RGB; labels: int64 (N,), indices into the data set's labels."""
+    """N clips of L pictures each: uint8 (N, L, H, W, 3) RGB, and their labels, int64 (N,) or float32 multi-hot (N, K).
+
+    With ``frames`` < L a view is a window of that many pictures, cut anew for each seed from the first ``lengths``
+    (N,) pictures of its clip (what follows repeats the last one); otherwise it is the clip. ``meta``, ``boxes``
+    (N, L, M, 4) and ``box_labels`` (N, L, M) as in :class:`Batch`.
+    """
 
     pictures: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int64]
+    labels: npt.NDArray[Any]
     names: tuple[str, ...]
+    frames: int | None = None
+    lengths: npt.NDArray[np.int64] | None = None
+    meta: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    boxes: Tensor | None = None
+    box_labels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, indices: Sequence[int], seed: int, views: int = 1) -> Batch:
-        """The clips at ``indices``; each view is the same clip, since one clip is all that is held."""
-        chosen = np.asarray(indices)
-        pictures = torch.from_numpy(self.pictures[chosen])[:, None]
+        """The clips at ``indices``; views are different windows where clips are longer than ``frames``."""
+        chosen = np.asarray(indices, np.int64)
+        starts = self._starts(chosen, seed, views)
+        length = self.frames or self.pictures.shape[1]
+        ticks = starts[:, :, None] + np.arange(length)  # (B, V, T)
+        whole = length == self.pictures.shape[1]
+        if whole:
+            pictures = torch.from_numpy(self.pictures[chosen])[:, None].expand(-1, views, -1, -1, -1, -1)
+        else:
+            pictures = torch.from_numpy(self.pictures[chosen[:, None, None], ticks])
+        first = torch.from_numpy(ticks[:, 0])
+        rows = torch.from_numpy(chosen)
         return Batch(
-            pictures.expand(-1, views, -1, -1, -1, -1), torch.from_numpy(self.labels[chosen]), torch.from_numpy(chosen)
-        )
+            pictures, torch.from_numpy(self.labels[chosen]), rows,
+            {column: torch.from_numpy(values[chosen]) for column, values in self.meta.items()},
+            None if self.boxes is None else self.boxes[rows[:, None], first],
+            None if self.box_labels is None else self.box_labels[rows[:, None], first],
+        )  # fmt: skip
+
+    def _starts(self, chosen: npt.NDArray[np.int64], seed: int, views: int) -> npt.NDArray[np.int64]:
+        """Where each view begins (B, V): by seed and clip alone, whatever else is in the batch."""
+        if self.frames is None or self.lengths is None:
+            return np.zeros((len(chosen), views), np.int64)
+        return np.asarray(
+            [
+                window_starts(int(self.lengths[index]), self.frames, views, np.random.default_rng([seed, int(index)]))
+                for index in chosen
+            ],
+            np.int64,
+        ).reshape(len(chosen), views)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What is decoded of a split, and cached: the pictures of the good clips, and where each picture comes from.
+
+    good: int64 (N,), places in the split; frames: int64 (N, L), frame numbers; sizes: int64 (N, 2), H and W of the
+    videos; lengths: int64 (N,).
+    """
+
+    pictures: npt.NDArray[np.uint8]
+    good: npt.NDArray[np.int64]
+    frames: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+
+    @classmethod
+    def read(cls, file: Path) -> "_Held":
+        with file.open("rb") as stream:
+            return cls(*(np.load(stream, allow_pickle=False) for _ in range(5)))
+
+    def cut(self, least: int) -> "_Held":
+        """Without what is only repeats in every clip, but of at least ``least`` pictures."""
+        longest = max(least, int(self.lengths.max()))
+        return _Held(self.pictures[:, :longest], self.good, self.frames[:, :longest], self.sizes, self.lengths)
+
+    def write(self, file: Path) -> None:
+        buffer = io.BytesIO()
+        for array in (self.pictures, self.good, self.frames, self.sizes, self.lengths):
+            np.save(buffer, array, allow_pickle=False)
+        write_bytes(file, buffer.getvalue())
 
 
 def load_pictures(
-    data: Dataset, split: str, preprocess: Preprocess, frames: int, cache: Path | None = None
+    data: Dataset,
+    split: str,
+    preprocess: Preprocess,
+    frames: int,
+    cache: Path | None = None,
+    *,
+    hold: int | None = None,
+    broken_share: float = 0.2,
 ) -> Pictures:
     """Decode a split: each clip's central ``frames`` pictures; a shorter clip repeats its last one.
 
-    Broken videos are left out, counted and named. ``cache`` keeps the decoded array for the next run.
+    With ``hold`` > ``frames`` so many central pictures are held, and each view is a window of them. Broken videos are
+    left out, counted and named. ``cache`` keeps the decoded array for the next run.
 
     Raises:
-        UserError: more than a fifth of the videos are broken, or none is left.
+        UserError: more than ``broken_share`` of the videos are broken, or none is left.
     """
     clips = data.split(split)
-    file = cache / f"{split}-{_key(clips, preprocess, frames)}.npy" if cache else None
-    if file is not None and file.is_file():
-        with file.open("rb") as stream:
-            pictures, good = np.load(stream, allow_pickle=False), np.load(stream, allow_pickle=False)
-        return _labelled(data, [clips[index] for index in good], pictures)
-    decoded: list[npt.NDArray[np.uint8]] = []
-    good_indices: list[int] = []
+    length = max(frames, hold or frames)
+    file = cache / f"{split}-{_key(clips, preprocess, length, frames)}.npy" if cache else None
+    held = _cached(file)
+    if held is None:
+        held = _decode_all(data, clips, preprocess, length, split, broken_share).cut(frames)
+        if file is not None:
+            held.write(file)
+    return _labelled(data, [clips[index] for index in held.good], held, preprocess, frames)
+
+
+def _cached(file: Path | None) -> _Held | None:
+    """What an earlier run has left; a damaged file is as good as none."""
+    if file is None or not file.is_file():
+        return None
+    try:
+        return _Held.read(file)
+    except (OSError, ValueError, EOFError):
+        note(f"cache {file} is damaged: decoding again")
+        return None
+
+
+def _decode_all(
+    data: Dataset, clips: Sequence[Clip], preprocess: Preprocess, length: int, split: str, broken_share: float
+) -> _Held:
+    rows: list[tuple[Decoded, int]] = []
+    good: list[int] = []
     broken: list[str] = []
     with ThreadPoolExecutor(2) as pool:  # OpenCV releases the GIL while it decodes
-        answers = pool.map(lambda clip: _decode(clip, preprocess, frames), clips)
+        answers = pool.map(lambda clip: _decode(clip, preprocess, length), clips)
         for index, answer in enumerate(track(answers, f"decode {split}", len(clips))):
             if isinstance(answer, str):
                 broken.append(answer)
             else:
-                good_indices.append(index)
-                decoded.append(answer)
-    _report(broken, len(clips), data.root)
-    pictures = np.stack(decoded)
-    if file is not None:
-        _save(file, pictures, np.asarray(good_indices))
-    return _labelled(data, [clips[index] for index in good_indices], pictures)
+                good.append(index)
+                rows.append(answer)
+    _report(broken, len(clips), data.root, broken_share)
+    return _Held(
+        np.stack([row.pictures for row, _ in rows]), np.asarray(good, np.int64),
+        np.stack([row.frames for row, _ in rows]), np.asarray([row.size for row, _ in rows], np.int64),
+        np.asarray([count for _, count in rows], np.int64),
+    )  # fmt: skip
 
 
-def _decode(clip: Clip, preprocess: Preprocess, frames: int) -> npt.NDArray[np.uint8] | str:
+def _decode(clip: Clip, preprocess: Preprocess, length: int) -> tuple[Decoded, int] | str:
+    """The central ``length`` pictures, and how many of them are not repeats at the end; or what is wrong."""
     try:
-        pictures = read_pictures(clip.path, preprocess)
+        if clip.plain and not clip.annotated:
+            decoded = Decoded(read_pictures(clip.path, preprocess, span=clip.span), np.zeros(0, np.int64), (0, 0))
+        else:
+            with open_clip(clip) as video:
+                decoded = video.pictures(range(video.ticks(preprocess.fps, clip.span)), preprocess, clip.span)
     except UserError as error:
         return str(error)
-    start = max(0, (len(pictures) - frames) // 2)
-    window = pictures[start : start + frames]
-    missing = frames - len(window)
-    return np.concatenate([window, np.repeat(window[-1:], missing, axis=0)]) if missing else window
+    total = len(decoded.pictures)
+    start = max(0, (total - length) // 2)
+    ticks = np.minimum(np.arange(start, start + length), total - 1)
+    numbers = decoded.frames[ticks] if len(decoded.frames) else np.zeros(length, np.int64)
+    return Decoded(decoded.pictures[ticks], numbers, decoded.size), min(total, length)
 
 
-def _report(broken: list[str], total: int, root: Path) -> None:
+def _report(broken: list[str], total: int, root: Path, share: float) -> None:
     if not broken:
         return
-    if len(broken) > _MOST_BROKEN * total:
+    if len(broken) > share * total or len(broken) == total:
         raise UserError(f"data {root}: {len(broken)} of {total} videos are broken; the first: {broken[0]}")
     note(f"left out {len(broken)} broken of {total} videos: " + "; ".join(broken[:5]))
 
 
-def _labelled(data: Dataset, clips: Sequence[Clip], pictures: npt.NDArray[np.uint8]) -> Pictures:
-    labels = np.asarray([data.labels.index(clip.label) for clip in clips], np.int64)
-    return Pictures(pictures, labels, tuple(str(clip.path) for clip in clips))
+def _labelled(data: Dataset, clips: Sequence[Clip], held: _Held, preprocess: Preprocess, frames: int) -> Pictures:
+    targets = Targets.of(data, clips)
+    boxes: tuple[Tensor | None, Tensor | None] = None, None
+    if any(clip.annotated for clip in clips):
+        rows = [
+            boxes_of(clip, data.labels, numbers.tolist(), (int(size[0]), int(size[1])), preprocess)
+            for clip, numbers, size in zip(clips, held.frames, held.sizes, strict=True)
+        ]
+        boxes = pad_boxes(rows)
+    names, windowed = tuple(clip.name for clip in clips), held.pictures.shape[1] > frames
+    return Pictures(
+        held.pictures, targets.labels, names, frames if windowed else None, held.lengths if windowed else None,
+        targets.meta, *boxes,
+    )  # fmt: skip
 
 
-def _key(clips: Sequence[Clip], preprocess: Preprocess, frames: int) -> str:
-    """Changes with any file's name, size or time, and with the preprocessing."""
-    text = [preprocess.model_dump_json(), str(frames)]
+def _key(clips: Sequence[Clip], preprocess: Preprocess, length: int, frames: int) -> str:
+    """Changes with any file's name, size or time, with the part taken of it, and with the preprocessing."""
+    text = ["2", preprocess.model_dump_json(), str(length), str(frames)]
     for clip in clips:
-        stat = clip.path.stat() if clip.path.is_file() else None
-        text.append(f"{clip.path}|{clip.label}|{stat.st_size if stat else 0}|{stat.st_mtime_ns if stat else 0}")
+        for path in clip.images or (clip.path,):
+            stat = path.stat() if path.is_file() else None
+            text.append(f"{path}|{stat.st_size if stat else 0}|{stat.st_mtime_ns if stat else 0}")
+        text.append(f"{clip.span}|{clip.member}|{bool(clip.annotated)}")
     return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
 
 
-def _save(file: Path, pictures: npt.NDArray[np.uint8], good: npt.NDArray[np.int64]) -> None:
-    import io
-
-    buffer = io.BytesIO()
-    np.save(buffer, pictures, allow_pickle=False)
-    np.save(buffer, good, allow_pickle=False)
-    write_bytes(file, buffer.getvalue())
-
-
 def normalise(pictures: npt.NDArray[np.uint8] | Tensor, preprocess: Preprocess) -> Tensor:
-    """uint8 (..., H, W, 3) -> float32 (..., 3, H, W), bit-equal to ``Preprocess.normalise``."""
+    """uint8 (..., H, W, 3) -> float32 (..., 3, H, W) on the same device, bit-equal to ``Preprocess.normalise``."""
+    if isinstance(pictures, Tensor) and pictures.device.type != "cpu":
+        return normalise_on_device(pictures, preprocess)
     array = pictures.numpy() if isinstance(pictures, Tensor) else pictures
     return torch.from_numpy(preprocess.normalise(array))
+
+
+def normalise_on_device(pictures: Tensor, preprocess: Preprocess) -> Tensor:
+    """The same values by the same table, looked up where the pictures are."""
+    levels = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, axis=2)  # every byte as a 1x1 picture
+    table = torch.from_numpy(preprocess.normalise(levels[:, None])).reshape(256, 3).to(pictures.device)
+    return torch.stack([table[:, channel][pictures[..., channel].int()] for channel in range(3)], -3)
 
 
 class Augment:
@@ -151,17 +267,26 @@ class Augment:
         """uint8 (B, T, H, W, 3), (B,) -> normalised float32 (B, T, 3, H, W) and labels (B,)."""
         clips = normalise(pictures_BTHWC, self._preprocess)
         batch, frames, channels, height, width = clips.shape
+        device = clips.device  # draws are made on the CPU, the same on every device
         if self._mirror:
-            flip = torch.rand(batch, generator=generator) < 0.5
+            flip = (torch.rand(batch, generator=generator) < 0.5).to(device)
             clips = torch.where(flip[:, None, None, None, None], clips.flip(-1), clips)
-            labels_B = torch.where(flip, self._partner[labels_B], labels_B)
+            labels_B = self._mirrored(labels_B, flip)
         scale = torch.empty(batch).uniform_(0.8, 1.0, generator=generator)
         shift = torch.empty(2, batch).uniform_(-1, 1, generator=generator) * (1 - scale)
         zero = torch.zeros(batch)
         theta = torch.stack([torch.stack([scale, zero, shift[0]], 1), torch.stack([zero, scale, shift[1]], 1)], 1)
-        grid = functional.affine_grid(theta, [batch, 1, height, width], align_corners=False)
+        grid = functional.affine_grid(theta.to(device), [batch, 1, height, width], align_corners=False)
         folded = clips.reshape(batch, frames * channels, height, width)
         clips = functional.grid_sample(folded, grid, align_corners=False, padding_mode="reflection")
-        gain = torch.empty(batch, 1, 1, 1).uniform_(0.8, 1.2, generator=generator)
-        lift = torch.empty(batch, 1, 1, 1).uniform_(-0.2, 0.2, generator=generator)
+        gain = torch.empty(batch, 1, 1, 1).uniform_(0.8, 1.2, generator=generator).to(device)
+        lift = torch.empty(batch, 1, 1, 1).uniform_(-0.2, 0.2, generator=generator).to(device)
         return (clips * gain + lift).reshape(batch, frames, channels, height, width), labels_B
+
+    def _mirrored(self, labels: Tensor, flip_B: Tensor) -> Tensor:
+        """Labels (B,), or multi-hot ones (B, K), of clips of which some were mirrored."""
+        partner = self._partner.to(labels.device)
+        if labels.ndim == 1:
+            return torch.where(flip_B, partner[labels], labels)
+        swapped = labels @ functional.one_hot(partner, len(partner)).to(labels.dtype)
+        return torch.where(flip_B[:, None], swapped.clamp(max=1), labels)

@@ -16,16 +16,33 @@ from torch import Tensor, nn
 
 from toolkit.contract import Contract
 from toolkit.errors import UserError
-from toolkit.files import write_bytes, write_text
+from toolkit.files import sha256, write_bytes, write_text
 from toolkit.preprocess import Preprocess
 from toolkit.recipe import BoxesConfig, StudentConfig, TeacherConfig
 from train.detect.clip import ClipDetector
+from train.models.c3d import C3D
+from train.models.hf import HubClassifier, open_classifier
+from train.models.hub import locate
+from train.models.i3d import I3D
+from train.models.r2plus1d import R2Plus1D
+from train.models.registry import make_encoder
 from train.models.student import OnlineShift, StreamStudent, build_student
 from train.models.vit import TubeletViT
 
-__all__ = ["Card", "Model", "build", "load_model", "save_model"]
+__all__ = [
+    "Card",
+    "ClipModel",
+    "Loaded",
+    "Model",
+    "build",
+    "fingerprint",
+    "load_model",
+    "load_teacher",
+    "save_model",
+]
 
-Model = StreamStudent | TubeletViT | ClipDetector
+ClipModel = C3D | HubClassifier | I3D | R2Plus1D | TubeletViT
+Model = StreamStudent | ClipModel | ClipDetector
 
 
 class Card(BaseModel):
@@ -56,17 +73,21 @@ class Loaded:
 
 def build(card: Card) -> Model:
     """Make the card's model with fresh weights."""
-    frame = (3, *card.preprocess.size)
     if card.kind == "detector":
         encoder = build(card.model_copy(update={"kind": "teacher", "config": card.config["encoder"]}))
         return ClipDetector(encoder, len(card.labels), BoxesConfig.model_validate(card.config["boxes"]))
     if card.kind == "teacher":
-        return TubeletViT(TeacherConfig.model_validate(card.config), len(card.labels), frame, card.frames)
+        config = TeacherConfig.model_validate(card.config)
+        return make_encoder(config, len(card.labels), card.preprocess, card.frames)
+    frame = (3, *card.preprocess.size)
     return build_student(StudentConfig.model_validate(card.config), len(card.labels), frame, card.frames)
 
 
 def save_model(folder: Path, model: Model, card: Card) -> None:
-    """Write weights, then the card; both atomically."""
+    """Write weights, then the card; both atomically. An encoder's card holds the encoder's own configuration."""
+    if card.kind == "teacher":
+        assert not isinstance(model, ClipDetector)
+        card = card.model_copy(update={"config": model.config.model_dump(mode="json")})
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     write_bytes(folder / "model.safetensors", save(state))
     write_text(folder / "model.json", card.model_dump_json(indent=2) + "\n")
@@ -94,6 +115,32 @@ def load_model(folder: Path) -> Loaded:
     except RuntimeError as error:
         raise UserError(f"model {folder}: the weights do not fit model.json; train it again") from error
     return Loaded(model.eval(), card)
+
+
+def load_teacher(source: Path, labels: tuple[str, ...], preprocess: Preprocess, frames: int) -> Model:
+    """A saved model, or ``hf:<folder or hub id>``: a classifier of ``transformers`` that knows the same labels.
+
+    Raises:
+        UserError: missing, damaged or foreign files, or other labels.
+    """
+    if not str(source).startswith("hf:"):
+        return load_model(source).model
+    return open_classifier(str(source), labels, preprocess, frames)
+
+
+def fingerprint(source: str | Path) -> str:
+    """Hash of the weights in a file, in a folder, or of a hub name, with ``hf:`` before it or not.
+
+    Raises:
+        UserError: there are none.
+    """
+    folder = locate(str(source).removeprefix("hf:"))
+    if folder.is_file():
+        return sha256(folder)
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise UserError(f"{folder} holds no model: give the --out folder of a finished training stage")
+    return "-".join(sha256(file) for file in files)
 
 
 def _classes(state: dict[str, Tensor]) -> int:

@@ -1,18 +1,26 @@
-"""The tubelet ViT: joint space-time attention over space-time patches (ViViT model 1; VideoMAE's encoder).
+"""The tubelet ViT: space-time attention over space-time patches.
 
-Arnab et al. 2021, arXiv:2103.15691; Tong et al. 2022, arXiv:2203.12602.
-Shapes: B batch, T frames, H, W picture, N tokens, D width, K classes.
+With joint attention it is ViViT's model 1 (Arnab et al. 2021, arXiv:2103.15691) and VideoMAE's encoder (Tong et al.
+2022, arXiv:2203.12602), with divided attention close to TimeSformer (arXiv:2102.05095; no class token).
+Shapes: B batch, T frames, H, W picture, N tokens (time-major), D width, K classes.
 """
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from toolkit.contract import Contract
 from toolkit.errors import UserError
+from toolkit.preprocess import Preprocess
 from toolkit.recipe import TeacherConfig
+from train.models.attention import Block, DividedBlock
+from train.models.merge import encode_merged
 
-__all__ = ["Block", "TubeletViT", "sincos_positions"]
+__all__ = ["Block", "DividedBlock", "TubeletViT", "make", "sincos_positions"]
+
+
+def make(config: TeacherConfig, classes: int, preprocess: Preprocess, frames: int) -> "TubeletViT":
+    """The registry's constructor."""
+    return TubeletViT(config, classes, (3, *preprocess.size), frames)
 
 
 def sincos_positions(tokens: int, dim: int) -> Tensor:
@@ -22,32 +30,6 @@ def sincos_positions(tokens: int, dim: int) -> Tensor:
     angle = place / 10000**power
     table = torch.where(torch.arange(dim) % 2 == 0, angle.sin(), angle.cos())
     return table.float()[None]
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block: attention (fused kernel) and MLP, each with a residual."""
-
-    def __init__(self, dim: int, heads: int, mlp_ratio: float, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        hidden = int(dim * mlp_ratio)
-        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim))
-
-    def attend(self, x_BND: Tensor) -> Tensor:
-        """Multi-head self-attention (B, N, D) -> (B, N, D)."""
-        batch, tokens, dim = x_BND.shape
-        qkv = self.qkv(x_BND).reshape(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
-        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, tokens, dim))
-        return out
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
-        x_BND = x_BND + self.attend(self.norm1(x_BND))
-        out: Tensor = x_BND + self.mlp(self.norm2(x_BND))
-        return out
 
 
 class TubeletViT(nn.Module):
@@ -60,22 +42,13 @@ class TubeletViT(nn.Module):
     def __init__(self, config: TeacherConfig, classes: int, frame: tuple[int, int, int], frames: int) -> None:
         super().__init__()
         self.config, self.classes, self.frame, self.frames = config, classes, frame, frames
-        sides = (frames, *frame[1:])
-        if any(side % patch for side, patch in zip(sides, config.tubelet, strict=True)):
-            raise UserError(
-                f"a clip of {sides} (frames, height, width) is not a whole number of tubelets {config.tubelet}: "
-                "change data.frames, preprocess.size or teacher.tubelet"
-            )
-        if config.dim % config.heads:
-            raise UserError(f"teacher.dim {config.dim} is not a multiple of teacher.heads {config.heads}")
-        self.grid = tuple(side // patch for side, patch in zip(sides, config.tubelet, strict=True))
-        self.embed = nn.Conv3d(3, config.dim, config.tubelet, config.tubelet)
-        self.register_buffer(
-            "positions", sincos_positions(self.grid[0] * self.grid[1] * self.grid[2], config.dim), False
-        )
-        blocks = (Block(config.dim, config.heads, config.mlp_ratio, config.dropout) for _ in range(config.depth))
-        self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(config.dim)
+        self.width = self.channels = config.dim
+        self.grid = _grid(config, (frames, *frame[1:]))
+        tokens = self.grid[0] * self.grid[1] * self.grid[2]
+        self.patch_embed = nn.Conv3d(3, config.dim, config.tubelet, config.tubelet)
+        self.register_buffer("positions", sincos_positions(tokens, config.dim), False)
+        self.blocks = nn.ModuleList(_block(config, self.grid[0]) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.dim, config.last_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.dim, classes)
         nn.init.normal_(self.head.weight, std=0.01)
@@ -85,25 +58,71 @@ class TubeletViT(nn.Module):
         """A clip model's contract."""
         return Contract(kind="clip", frame=self.frame, classes=self.classes, frames=self.frames)
 
+    def layers(self) -> list[str]:
+        """Embedding, blocks, norm, head."""
+        return ["patch_embed", *(f"blocks.{index}" for index in range(len(self.blocks))), "norm", "head"]
+
     def tokens(self, clip_BCTHW: Tensor) -> Tensor:
         """Embedded tubelets with their positions (B, N, D)."""
         positions = self.positions
         assert isinstance(positions, Tensor)
-        tokens: Tensor = self.embed(clip_BCTHW).flatten(2).transpose(1, 2)
+        tokens: Tensor = self.patch_embed(clip_BCTHW).flatten(2).transpose(1, 2)
         return tokens + positions
 
     def encode(self, tokens_BND: Tensor) -> Tensor:
-        """Run the blocks over any subset of the tokens."""
+        """Run the blocks over any subset of the tokens; no merging."""
         for block in self.blocks:
             tokens_BND = block(tokens_BND)
-        out: Tensor = self.norm(tokens_BND)
-        return out
+        return self._last(tokens_BND)
 
     def forward_features(self, clip_BCTHW: Tensor) -> Tensor:
-        """All tokens after the last norm (B, N, D)."""
-        return self.encode(self.tokens(clip_BCTHW))
+        """All tokens after the last norm (B, N, D); fewer at inference with ``merge``."""
+        return self._features(clip_BCTHW)[0]
+
+    def embed(self, clip_BCTHW: Tensor) -> Tensor:
+        """Mean of the tokens (B, D); a merged token counts as often as it has parts."""
+        tokens_BND, size_BN = self._features(clip_BCTHW)
+        if size_BN is None:
+            mean_BD = tokens_BND.mean(1)
+        else:
+            mean_BD = (tokens_BND * size_BN[:, :, None]).sum(1) / size_BN.sum(1, keepdim=True)
+        if self.config.norm == "pooled":
+            mean_BD = self.norm(mean_BD)
+        return mean_BD
 
     def forward(self, clip_BCTHW: Tensor) -> Tensor:
         """Logits (B, K)."""
-        logits: Tensor = self.head(self.dropout(self.forward_features(clip_BCTHW).mean(1)))
+        logits: Tensor = self.head(self.dropout(self.embed(clip_BCTHW)))
         return logits
+
+    def _features(self, clip_BCTHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        tokens_BND = self.tokens(clip_BCTHW)
+        if self.training or self.config.merge == 0:
+            return self.encode(tokens_BND), None
+        merged_BND, size_BN = encode_merged(self.blocks, tokens_BND, self.config.merge)
+        return self._last(merged_BND), size_BN
+
+    def _last(self, tokens_BND: Tensor) -> Tensor:
+        out: Tensor = self.norm(tokens_BND) if self.config.norm == "tokens" else tokens_BND
+        return out
+
+
+def _grid(config: TeacherConfig, sides: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Tubelets along (time, height, width)."""
+    if any(side % patch for side, patch in zip(sides, config.tubelet, strict=True)):
+        raise UserError(
+            f"a clip of {sides} (frames, height, width) is not a whole number of tubelets {config.tubelet}: "
+            "change data.frames, preprocess.size or teacher.tubelet"
+        )
+    if config.dim % config.heads:
+        raise UserError(f"teacher.dim {config.dim} is not a multiple of teacher.heads {config.heads}")
+    if config.merge and config.attention == "divided":
+        raise UserError("teacher.merge needs the same tokens at all times no more: set teacher.attention to 'joint'")
+    time, height, width = (side // patch for side, patch in zip(sides, config.tubelet, strict=True))
+    return time, height, width
+
+
+def _block(config: TeacherConfig, times: int) -> Block:
+    if config.attention == "divided":
+        return DividedBlock(config.dim, config.heads, config.mlp_ratio, times, config.dropout, config.eps)
+    return Block(config.dim, config.heads, config.mlp_ratio, config.dropout, config.eps)

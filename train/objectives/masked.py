@@ -4,12 +4,19 @@ Tube masking hides the same places in all times, so that nothing can be copied f
 encoder sees visible tokens only. Tong et al. 2022, arXiv:2203.12602.
 """
 
+from typing import Literal
+
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from train.data.batch import Batch
 from train.models.vit import Block, TubeletViT, sincos_positions
+from train.objectives.features import Encoder, borrow
 
-__all__ = ["MaskedAutoencoder", "tube_mask"]
+__all__ = ["Config", "Masked", "MaskedAutoencoder", "build", "tube_mask", "unfit"]
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def tube_mask(batch: int, grid: tuple[int, ...], ratio: float, generator: torch.Generator) -> Tensor:
@@ -22,30 +29,55 @@ def tube_mask(batch: int, grid: tuple[int, ...], ratio: float, generator: torch.
 
 
 class MaskedAutoencoder(nn.Module):
-    """An encoder to pretrain, with a small decoder that is thrown away afterwards."""
+    """An encoder to pretrain, with a small decoder that is thrown away afterwards.
 
-    def __init__(self, encoder: TubeletViT, decoder_dim: int, decoder_depth: int) -> None:
+    ``target``: pixels normalised over the whole ``tubelet``, over each ``channel`` of it (VideoMAE's own), or plain
+    ``pixels`` in [0, 1]. The last two take clips normalised by ImageNet's mean and deviation, as VideoMAE does.
+    """
+
+    def __init__(
+        self,
+        encoder: TubeletViT,
+        decoder_dim: int,
+        decoder_depth: int,
+        decoder_heads: int | None = None,
+        decoder_mlp_ratio: float = 4.0,
+        eps: float = 1e-5,
+        last_eps: float = 1e-5,
+        target: Literal["tubelet", "channel", "pixels"] = "tubelet",
+    ) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.target = encoder, target
         time, height, width = encoder.config.tubelet
         self.bridge = nn.Linear(encoder.config.dim, decoder_dim)
         self.hidden_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
-        heads = max(1, decoder_dim // 32)
-        self.decoder = nn.Sequential(*(Block(decoder_dim, heads, 4.0) for _ in range(decoder_depth)))
-        self.norm = nn.LayerNorm(decoder_dim)
+        heads = decoder_heads or max(1, decoder_dim // 32)
+        blocks = (Block(decoder_dim, heads, decoder_mlp_ratio, eps=eps) for _ in range(decoder_depth))
+        self.decoder = nn.Sequential(*blocks)
+        self.norm = nn.LayerNorm(decoder_dim, last_eps)
         self.predict = nn.Linear(decoder_dim, 3 * time * height * width)
         tokens = encoder.grid[0] * encoder.grid[1] * encoder.grid[2]
         self.register_buffer("positions", sincos_positions(tokens, decoder_dim), False)
 
     def targets(self, clip_BCTHW: Tensor) -> Tensor:
-        """Pixels of every tubelet, normalised to mean 0 and variance 1 within it: (B, N, 3 * t * h * w)."""
+        """What is to be predicted of every tubelet: (B, N, 3 * t * h * w), channels last."""
         (t, h, w), (nt, nh, nw) = self.encoder.config.tubelet, self.encoder.grid
         x = clip_BCTHW.reshape(-1, 3, nt, t, nh, h, nw, w).permute(0, 2, 4, 6, 3, 5, 7, 1)
-        pixels = x.reshape(x.shape[0], nt * nh * nw, -1)
-        return (pixels - pixels.mean(-1, keepdim=True)) / (pixels.var(-1, keepdim=True) + 1e-6).sqrt()
+        if self.target == "tubelet":
+            pixels = x.reshape(x.shape[0], nt * nh * nw, -1)
+            return (pixels - pixels.mean(-1, keepdim=True)) / (pixels.var(-1, keepdim=True) + 1e-6).sqrt()
+        colours = x.reshape(x.shape[0], nt * nh * nw, -1, 3) * x.new_tensor(_STD) + x.new_tensor(_MEAN)
+        if self.target == "channel":
+            colours = (colours - colours.mean(-2, keepdim=True)) / (colours.var(-2, keepdim=True).sqrt() + 1e-6)
+        return colours.flatten(2)
 
     def forward(self, clip_BCTHW: Tensor, mask_BN: Tensor) -> Tensor:
         """Mean squared error over the hidden tubelets (scalar)."""
+        made, wanted = self.answers(clip_BCTHW, mask_BN)
+        return (made - wanted).square().mean()
+
+    def answers(self, clip_BCTHW: Tensor, mask_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """What is predicted of the hidden tubelets, and what they hold: (B, M, 3 * t * h * w) both."""
         batch = clip_BCTHW.shape[0]
         tokens = self.encoder.tokens(clip_BCTHW)
         seen = self.encoder.encode(tokens[~mask_BN].reshape(batch, -1, tokens.shape[-1]))
@@ -57,5 +89,58 @@ class MaskedAutoencoder(nn.Module):
         asked = self.hidden_token + places[mask_BN].reshape(batch, -1, dim)
         decoded = self.decoder(torch.cat([shown, asked], 1))[:, shown.shape[1] :]
         wanted = self.targets(clip_BCTHW)[mask_BN].reshape(batch, asked.shape[1], -1)
-        loss: Tensor = (self.predict(self.norm(decoded)) - wanted).square().mean()
-        return loss
+        return self.predict(self.norm(decoded)), wanted
+
+
+class Config(BaseModel):
+    """``mask_ratio`` of the tubes is hidden; the decoder that is thrown away afterwards.
+
+    ``change`` weighs the error of the changes from frame to frame within the hidden tubelets, in units of what
+    changes (after MotionMAE, Yang et al. 2022, arXiv:2210.04154): most pixels stand still, and they outweigh motion.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mask_ratio: float = Field(default=0.75, gt=0, lt=1)
+    decoder_dim: int = Field(default=96, ge=2)
+    decoder_depth: int = Field(default=2, ge=1)
+    change: float = Field(default=0.0, ge=0)
+
+
+class Masked(nn.Module):
+    """Clips (B, V, C, T, H, W) -> loss over the first clip of each video."""
+
+    views = 1
+
+    def __init__(self, encoder: TubeletViT, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.autoencoder = MaskedAutoencoder(encoder, config.decoder_dim, config.decoder_depth)
+        borrow(self.autoencoder, encoder)
+
+    def forward(self, clips_BVCTHW: Tensor, generator: torch.Generator, batch: Batch) -> dict[str, Tensor]:
+        """New tubes are drawn for every clip."""
+        clip = clips_BVCTHW[:, 0]
+        mask = tube_mask(len(clip), self.autoencoder.encoder.grid, self.config.mask_ratio, generator)
+        made, wanted = self.autoencoder.answers(clip, mask.to(clip.device))
+        pixels = (made - wanted).square().mean()
+        if not self.config.change:
+            return {"loss": pixels}
+        frames = (*made.shape[:2], self.autoencoder.encoder.config.tubelet[0], -1)
+        made_change, change = made.reshape(frames).diff(dim=2), wanted.reshape(frames).diff(dim=2)
+        missed = (made_change - change).square().mean() / change.square().mean().clamp(min=1e-6)
+        return {"loss": pixels + self.config.change * missed, "pixels": pixels, "change": missed}
+
+
+def unfit(encoder: Encoder) -> str | None:
+    """Only a transformer can leave tokens out."""
+    if not all(hasattr(encoder, part) for part in ("tokens", "encode", "grid")):
+        return "tubes can only be hidden from an encoder of tokens (a tubelet ViT)"
+    if getattr(getattr(encoder, "config", None), "attention", "joint") == "divided":
+        return "divided attention needs every token in its place (set teacher.attention to 'joint')"
+    return None
+
+
+def build(encoder: TubeletViT, config: Config, clip: tuple[int, int, int, int]) -> Masked:
+    """The objective over clips of shape (C, T, H, W)."""
+    return Masked(encoder, config)

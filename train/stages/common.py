@@ -12,47 +12,59 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.files import sha256, writable_dir, write_json, write_text
+from toolkit.files import writable_dir, write_json, write_text
 from toolkit.progress import note
 from toolkit.recipe import Recipe
-from train.data.clips import Augment, Pictures, load_pictures
-from train.data.index import Dataset, index_clips
+from train.data.batch import Source
+from train.data.clips import Augment
+from train.data.index import Dataset, index_data
+from train.data.sources import open_source
 from train.evaluate import answer
+from train.loop import is_main, main_first, wait_for_all
 from train.models.mobilenet_v2 import IMAGENET, load_imagenet
-from train.models.store import Card, Model, load_model, save_model
+from train.models.store import Card, Model, fingerprint, load_model, load_teacher, save_model
 from train.models.student import StreamStudent
 
-__all__ = ["Data", "card_of", "open_data", "parents_of", "run_stage", "start_from", "validator"]
+__all__ = [
+    "Data",
+    "card_of",
+    "guide_of",
+    "open_data",
+    "parents_of",
+    "run_stage",
+    "start_from",
+    "validator",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """The decoded splits that training may see: never the test split."""
+    """The splits that training may see: never the test split."""
 
     index: Dataset
-    train: Pictures
-    val: Pictures | None
+    train: Source
+    val: Source | None
     augment: Augment
 
 
 def open_data(recipe: Recipe, cache: Path | None = None) -> Data:
-    """Index and decode the training and validation clips of a recipe.
+    """Index the clips of a recipe and open training and validation, in memory or decoded on demand.
 
     Raises:
         UserError: whatever is wrong with the data, in one line.
     """
-    index = index_clips(recipe.data.root)
-    train = load_pictures(index, "train", recipe.preprocess, recipe.data.frames, cache)
+    index = index_data(recipe.data)
+    train = open_source(recipe.data, index, "train", recipe.preprocess, random=True, cache=cache)
     has_val = any(clip.split == "val" for clip in index.clips)
-    val = load_pictures(index, "val", recipe.preprocess, recipe.data.frames, cache) if has_val else None
+    val = open_source(recipe.data, index, "val", recipe.preprocess, random=False, cache=cache) if has_val else None
     augment = Augment(recipe.preprocess, index.labels, recipe.data.mirror, recipe.data.flips)
     return Data(index, train, val, augment)
 
 
 def validator(model: Model, data: Data, recipe: Recipe) -> Callable[[], float] | None:
-    """Accuracy on the validation split, or None without one."""
+    """Accuracy on the validation split (mean average precision with many labels), or None without one."""
     val = data.val
-    return None if val is None else lambda: answer(model, val, recipe.preprocess).accuracy
+    return None if val is None else lambda: answer(model, val, recipe.preprocess).score
 
 
 def card_of(recipe: Recipe, kind: str, labels: tuple[str, ...]) -> Card:
@@ -64,47 +76,62 @@ def card_of(recipe: Recipe, kind: str, labels: tuple[str, ...]) -> Card:
     })  # fmt: skip
 
 
-def parents_of(**folders: Path | None) -> dict[str, str]:
+def guide_of(teacher: Path | None, recipe: Recipe) -> Model | None:
+    """The teacher to distil from: a saved model, or ``hf:<folder or hub id>``; None without one."""
+    if teacher is None:
+        return None
+    labels = index_data(recipe.data).labels
+    return load_teacher(teacher, labels, recipe.preprocess, recipe.data.frames)
+
+
+def parents_of(**folders: str | Path | None) -> dict[str, str]:
     """Hashes of the models a stage starts from."""
-    return {name: sha256(folder / "model.safetensors") for name, folder in folders.items() if folder is not None}
+    return {name: fingerprint(folder) for name, folder in folders.items() if folder is not None}
 
 
 def run_stage(
     name: str, recipe: Recipe, sections: tuple[str, ...], parents: dict[str, str], out: Path, kind: str,
-    work: Callable[[Data], Model],
+    work: Callable[[Data], Model], report: Callable[[Model, Data], dict[str, Any]] | None = None,
 ) -> Path:  # fmt: skip
-    """Skip a finished stage, else do ``work`` and leave model, recipe and ``done.json``."""
+    """Skip a finished stage, else do ``work`` and leave model, recipe and ``done.json``.
+
+    ``report`` adds to ``done.json`` what is only known, and only asked, when the model is final.
+    """
     resolved = json.loads(recipe.model_dump_json())
     decided = {key: resolved[key] for key in (*sections, "data", "preprocess")}
-    del decided["data"]["root"]  # the same clips under another path are the same data
-    clips = index_clips(recipe.data.root).digest()
+    decided["run"] = {key: resolved["run"][key] for key in ("precision", "accumulate")}  # the rest is how, not what
+    for where in ("root", "videos", "device"):  # the same clips found elsewhere are the same data
+        del decided["data"][where]
+    clips = index_data(recipe.data).digest()
     text = json.dumps([name, decided, clips, parents], sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()
-    done, started = out / "done.json", out / "started.json"
+    done = out / "done.json"
     if _says(done, key):
         note(f"  {name}: already done in {out}")
         return out
-    writable_dir(out)
-    if (out / "checkpoint.safetensors").is_file() and not _says(started, key):
-        (out / "checkpoint.safetensors").unlink()  # of other settings: cannot be continued
-    done.unlink(missing_ok=True)
-    write_json(started, {"key": key})
-    data = open_data(recipe, out.parent / "cache")
+    with main_first(recipe.run):
+        if is_main():
+            _begin(recipe, out, key)
+        data = open_data(recipe, out.parent / "cache")
     model = work(data)
-    labels = data.index.labels
-    card = card_of(recipe, kind, labels).model_copy(update={"lineage": {"stage": name, "parents": parents}})
-    save_model(out, model, card)
-    write_text(out / "recipe.json", recipe.model_dump_json(indent=2) + "\n")
-    result: dict[str, Any] = {"key": key, "stage": name}
-    if data.val is not None:
-        result["validation"] = answer(model, data.val, recipe.preprocess).accuracy if name != "pretrain" else None
-    write_json(done, result)
-    (out / "checkpoint.safetensors").unlink(missing_ok=True)
+    if is_main():
+        labels = data.index.labels
+        lineage = {"stage": name, "parents": parents, "multi_label": data.index.multi_label}
+        card = card_of(recipe, kind, labels).model_copy(update={"lineage": lineage})
+        save_model(out, model, card)
+        result: dict[str, Any] = {"key": key, "stage": name}
+        if data.val is not None:
+            result["validation"] = answer(model, data.val, recipe.preprocess).score if name != "pretrain" else None
+        if report is not None:
+            result |= report(model, data)
+        write_json(done, result)
+        (out / "checkpoint.safetensors").unlink(missing_ok=True)
+    wait_for_all()
     return out
 
 
 def start_from(student: StreamStudent, recipe: Recipe) -> None:
-    """Fill a fresh student with the weights that ``student.pretrained`` names, as far as they fit."""
+    """Load ``student.pretrained``: ImageNet weights, a TFLite file or a saved model's folder."""
     source = recipe.student.pretrained
     if source is None:
         return
@@ -116,6 +143,16 @@ def start_from(student: StreamStudent, recipe: Recipe) -> None:
         student.load_state_dict({n: t for n, t in state.items() if n in own and own[n].shape == t.shape}, strict=False)
     else:
         load_imagenet(student, source)
+
+
+def _begin(recipe: Recipe, out: Path, key: str) -> None:
+    """Leave the recipe; a checkpoint of other settings cannot be continued and goes."""
+    writable_dir(out)
+    if (out / "checkpoint.safetensors").is_file() and not _says(out / "started.json", key):
+        (out / "checkpoint.safetensors").unlink()
+    (out / "done.json").unlink(missing_ok=True)
+    write_text(out / "recipe.json", recipe.model_dump_json(indent=2) + "\n")
+    write_json(out / "started.json", {"key": key})
 
 
 def _says(file: Path, key: str) -> bool:

@@ -14,7 +14,7 @@ from train.data.clips import normalise
 from train.loop import Plan, fit
 from train.models.store import Model, build, load_model
 from train.models.student import StreamStudent
-from train.stages.common import Data, card_of, parents_of, run_stage, start_from, validator
+from train.stages.common import Data, card_of, guide_of, parents_of, run_stage, start_from, validator
 from train.stages.detect import detect_student, prune_detector
 
 __all__ = ["distill", "prune"]
@@ -29,7 +29,7 @@ def distill(recipe: Recipe, out: Path, teacher: Path | None = None) -> Path:
         if teacher is not None:
             raise UserError("a detector's teacher is a file named in the recipe (detection.teacher), not --teacher")
         return detect_student(recipe, out)
-    guide = load_model(teacher).model if teacher is not None else None
+    guide = guide_of(teacher, recipe)
 
     def work(data: Data) -> Model:
         torch.manual_seed(recipe.distill.seed)
@@ -47,7 +47,7 @@ def prune(recipe: Recipe, out: Path, student: Path, teacher: Path | None = None)
     if recipe.task == "detection":
         return prune_detector(recipe, out, student)
     loaded = load_model(student)
-    guide = load_model(teacher).model if teacher is not None else None
+    guide = guide_of(teacher, recipe)
     if not isinstance(loaded.model, StreamStudent):
         raise UserError(f"model {student} is a clip model: only streaming students are pruned")
 
@@ -57,8 +57,8 @@ def prune(recipe: Recipe, out: Path, student: Path, teacher: Path | None = None)
         assert isinstance(pruned, StreamStudent)
 
         def loss() -> Tensor:
-            clips = normalise(data.train.pictures[:32], recipe.preprocess)
-            labels = torch.from_numpy(data.train.labels[:32])
+            batch = data.train.batch(range(min(32, len(data.train))), 0)
+            clips, labels = normalise(batch.first, recipe.preprocess), batch.labels
             return distillation_loss(pruned(clips), labels, None, 0.0, 1.0, warmup=pruned.contract().warmup)
 
         prune_student(pruned, recipe.prune, loss)
@@ -93,4 +93,6 @@ def _train_student(
         return distillation_loss(logits, labels, soft, config.alpha, config.temperature, config.label_smoothing, warmup)
 
     optim = config.model_copy(update={"epochs": epochs, "lr": lr})
-    fit(Plan(label, student, loss, optim, validator(student, data, recipe)), data.train, out)
+    beside = () if guide is None else (guide,)
+    plan = Plan(label, student, loss, optim, validator(student, data, recipe), run=recipe.run, beside=beside)
+    fit(plan, data.train, out)

@@ -1,21 +1,35 @@
-"""Supervised training of the teacher on the labels."""
+"""Supervised training of the teacher on the labels: all of it, its last blocks, or its head alone.
+
+Weights are chosen on validation. The test split, if there is one, is answered once, when the stage has ended, and
+decides nothing. Layer-wise learning-rate decay: Clark et al. 2020, arXiv:2003.10555; Bao et al. 2021,
+arXiv:2106.08254.
+"""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
 from toolkit.errors import UserError
-from toolkit.recipe import Recipe
+from toolkit.recipe import FinetuneConfig, Recipe
+from train.data.augment import ClipAugment
 from train.data.batch import Batch
+from train.detect.clip import ClipDetector
+from train.evaluate import judge_split
 from train.loop import Plan, fit
+from train.models.pretrained import start_from
 from train.models.store import Loaded, Model, build, load_model
+from train.models.student import StreamStudent
 from train.stages.common import Data, card_of, parents_of, run_stage, validator
 from train.stages.detect import detect_encoder
+from train.tasks import make_task
 
-__all__ = ["finetune"]
+__all__ = ["finetune", "layer_rates"]
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def finetune(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
@@ -26,26 +40,43 @@ def finetune(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
     if recipe.task == "detection":
         return detect_encoder(recipe, out, init)
     start = load_model(init) if init is not None else None
+    config = recipe.finetune
 
     def work(data: Data) -> Model:
-        torch.manual_seed(recipe.finetune.seed)
+        torch.manual_seed(config.seed)
         teacher = build(card_of(recipe, "teacher", data.index.labels))
+        assert not isinstance(teacher, StreamStudent | ClipDetector)
         if start is not None:
             _copy_encoder(start, teacher)
+        else:
+            start_from(teacher, recipe.teacher.pretrained)
         teacher.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        rates = layer_rates(teacher.layers(), config)
+        frozen = frozen_norms(teacher, rates)
+        task = make_task(
+            "classification", data.index.labels, multi_label=data.index.multi_label,
+            label_smoothing=config.label_smoothing,
+        )  # fmt: skip
+        turning = recipe.data.mirror and not recipe.data.flips
+        augment = ClipAugment(data.augment, config, len(data.index.labels), turning)
 
         def loss(batch: Batch, generator: torch.Generator) -> Tensor:
-            clips, labels = data.augment(batch.first, batch.labels, generator)
-            smoothing = recipe.finetune.label_smoothing
-            return functional.cross_entropy(teacher(clips.transpose(1, 2)), labels, label_smoothing=smoothing)
+            for norm in frozen:
+                norm.eval()  # the loop has put the whole model into training mode
+            clips, labels = augment(batch.first, batch.labels, generator)
+            return task.loss(replace(batch, labels=labels), teacher(clips.transpose(1, 2)))
 
-        plan = Plan(
-            "fine-tune teacher", teacher, loss, recipe.finetune, validator(teacher, data, recipe), _layer_rates(recipe)
-        )
-        fit(plan, data.train, out)
+        validate = validator(teacher, data, recipe)
+        fit(Plan("fine-tune teacher", teacher, loss, config, validate, rates, run=recipe.run), data.train, out)
         return teacher
 
-    return run_stage("finetune", recipe, ("teacher", "finetune"), parents_of(init=init), out, "teacher", work)
+    def report(model: Model, data: Data) -> dict[str, Any]:
+        if not any(clip.split == "test" for clip in data.index.clips):
+            return {}
+        return {"test": judge_split(model, data.index, "test", recipe.preprocess, config.views, out / "figures")}
+
+    parents = parents_of(init=init or recipe.teacher.pretrained)
+    return run_stage("finetune", recipe, ("teacher", "finetune"), parents, out, "teacher", work, report)
 
 
 def _copy_encoder(start: Loaded, teacher: Model) -> None:
@@ -58,16 +89,45 @@ def _copy_encoder(start: Loaded, teacher: Model) -> None:
         ) from error
 
 
-def _layer_rates(recipe: Recipe) -> Callable[[str], float]:
-    """Layer-wise learning-rate decay, and zero for frozen layers (embedding and the first ``freeze`` blocks)."""
-    depth, decay, freeze = recipe.teacher.depth, recipe.finetune.layer_decay, recipe.finetune.freeze
+def layer_rates(layers: list[str], config: FinetuneConfig) -> Callable[[str], float]:
+    """Factor of the learning rate by parameter name; 0 for frozen layers (the embedding and ``freeze`` blocks).
 
-    def rate(name: str) -> float:
-        if name.startswith("blocks."):
-            layer = int(name.split(".")[1]) + 1
-        else:
-            layer = 0 if name.startswith("embed") else depth + 1
-        frozen = freeze > 0 and layer <= freeze
-        return 0.0 if frozen else float(decay ** (depth + 1 - layer))
+    A norm between the last block and the head is at the head's rate, as in BEiT and the masked autoencoders.
+
+    Raises:
+        UserError: more blocks are frozen than there are.
+    """
+    head = layers[-1]
+    order = [name for name in layers[:-1] if not _is_last_norm(name, layers)]
+    if config.freeze >= len(order):
+        raise UserError(
+            f"finetune.freeze = {config.freeze}, but the encoder has {len(order) - 1} blocks: "
+            "freeze fewer, or train the head alone with finetune.linear_probe = true"
+        )
+
+    def rate(parameter: str) -> float:
+        if _belongs(parameter, head):
+            return 1.0
+        if config.linear_probe:
+            return 0.0
+        layer = next((index for index, name in enumerate(order) if _belongs(parameter, name)), len(order))
+        frozen = config.freeze > 0 and layer <= config.freeze
+        return 0.0 if frozen else float(config.layer_decay ** (len(order) - layer))
 
     return rate
+
+
+def frozen_norms(model: nn.Module, rates: Callable[[str], float]) -> list[nn.Module]:
+    """The batch norms of frozen layers: their statistics stay as they are too."""
+    return [
+        module for name, module in model.named_modules()
+        if isinstance(module, _NORMS) and all(rates(f"{name}.{own}") == 0 for own in ("weight", "bias"))
+    ]  # fmt: skip
+
+
+def _belongs(parameter: str, layer: str) -> bool:
+    return parameter == layer or parameter.startswith(f"{layer}.")
+
+
+def _is_last_norm(name: str, layers: list[str]) -> bool:
+    return "norm" in name and name == layers[-2]

@@ -1,0 +1,251 @@
+"""Does each self-supervised objective teach an encoder something? Probe and fine-tune against random weights.
+
+    python benchmarks/objectives.py [--encoders vit r2plus1d] [--work runs/objectives] [--split test]
+
+Footage: the real videos in toolkit/assets/footage (from ../shared/data/intel_sample_videos), train, val and test at
+disjoint times. Pretraining sees 12-frame windows of the train videos, turned and played backwards at random, without
+labels. Task: what moves how (five classes; single frames say nothing). Labels: a small share of the labelled train
+clips, drawn anew by each seed, the same for every row. Every row: the same encoder, the same fine-tuning steps and
+rate. The rate was chosen for *random weights* on validation; the objectives' settings below on validation too
+(--split val shows what was seen then). Results of each run are kept in --work: a run that was cut goes on.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from benchmarks.common import save
+from toolkit.cli.footage import FLIPS, FOOTAGE, LABELS, build_clips
+from toolkit.files import write_json
+from toolkit.preprocess import Preprocess
+from toolkit.recipe import FinetuneConfig, PretrainConfig, TeacherConfig
+from toolkit.video import read_frames
+from train.data.batch import Batch
+from train.data.clips import Augment, Pictures, load_pictures, normalise
+from train.data.index import index_clips
+from train.loop import Plan, fit
+from train.models.registry import make_encoder
+from train.objectives import Mixture, resolve
+from train.objectives.features import pooled
+from train.probe import STRENGTHS, fit_probe
+from train.stages.pretrain import view_clips
+
+PREPROCESS = Preprocess(size=(32, 32), fps=10)
+FRAMES, LONG = 8, 12
+CLIP = (3, FRAMES, 32, 32)
+SEEDS = (0, 1, 2)
+RANDOM = "random weights"
+PRETRAIN = {"epochs": 12, "batch": 16}  # of 800 clips: 600 steps
+FINETUNE = {"epochs": 40, "batch": 16, "lr": 3e-3}  # of 120 clips: 280 steps
+SHARE = 0.15
+ENCODERS = {
+    "vit": TeacherConfig(dim=64, depth=2, heads=4, tubelet=(8, 8, 8), dropout=0.1),
+    "r2plus1d": TeacherConfig(encoder="r2plus1d", width=0.0625, dropout=0.1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """How a row of the table is pretrained; its settings were chosen on the validation clips."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    lr: float = 1e-3
+
+
+ROWS = {
+    "masked": Row("masked", {"decoder_dim": 64, "decoder_depth": 1, "change": 1.0}, 2e-3),
+    "contrastive": Row("contrastive"),
+    "autoencoder": Row("autoencoder", {"width": 96, "latent": 64}, 2e-3),
+    "adversarial": Row("adversarial", {"width": 96, "latent": 64, "critic_width": 8}, 2e-3),
+    "attributes": Row("attributes", {"asks": ["direction", "magnitude"]}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Unlabelled windows uint8 (N, LONG, H, W, 3); each view is a cut of FRAMES at its own time."""
+
+    pictures: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def batch(self, indices: Sequence[int], seed: int, views: int = 1) -> Batch:
+        """Cuts drawn by the seed."""
+        starts = np.random.default_rng(seed).integers(0, LONG - FRAMES + 1, (len(indices), views))
+        cuts = [[self.pictures[i, s : s + FRAMES] for s in row] for i, row in zip(indices, starts, strict=True)]
+        chosen = torch.as_tensor(np.asarray(indices))
+        return Batch(torch.from_numpy(np.array(cuts)), torch.zeros(len(indices), dtype=torch.int64), chosen)
+
+
+def unlabelled(count: int, seed: int = 0) -> Windows:
+    """Windows of the train videos in which people and cars were once found, of any kind, turned at random."""
+    rows = [row for row in json.loads((FOOTAGE / "windows.json").read_text())["windows"] if row[1] == "train"]
+    videos = {name: np.stack([f for _, f in read_frames(FOOTAGE / name)]) for name in {row[0] for row in rows}}
+    rng = np.random.default_rng(seed)
+    found = []
+    for index in rng.permutation(len(rows))[:count]:
+        name, _, _, start, top, left, size = rows[index]
+        first = int(np.clip(start - 2, 0, len(videos[name]) - LONG))
+        clip = videos[name][first : first + LONG, top : top + size, left : left + size]
+        small = np.stack([PREPROCESS.picture(frame) for frame in clip])
+        turned = np.rot90(small, int(rng.integers(4)), (1, 2))
+        found.append(turned[::-1] if rng.integers(2) else turned)
+    return Windows(np.stack(found))
+
+
+def few(data: Pictures, seed: int) -> Pictures:
+    """The same share of every class."""
+    rng = np.random.default_rng([seed, 7])
+    places = [np.flatnonzero(data.labels == label) for label in range(len(LABELS))]
+    chosen = np.sort(np.concatenate([rng.choice(p, round(SHARE * len(p)), replace=False) for p in places]))
+    return Pictures(data.pictures[chosen], data.labels[chosen], tuple(data.names[i] for i in chosen))
+
+
+def fresh(kind: str, seed: int) -> nn.Module:
+    """A small encoder with the weights of its seed."""
+    torch.manual_seed(seed)
+    return make_encoder(ENCODERS[kind], len(LABELS), PREPROCESS, FRAMES)
+
+
+def pretrained(kind: str, row: str, seed: int, data: Windows, augment: Augment, work: Path) -> nn.Module:
+    """The encoder after pretraining with a row's objectives (or as it was born)."""
+    encoder = fresh(kind, seed)
+    if row == RANDOM:
+        return encoder
+    spec = ROWS[row]
+    weights = {spec.name: 1.0}
+    model = Mixture(encoder, weights, resolve(weights, {spec.name: spec.settings}), CLIP)
+
+    def loss(batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return model(view_clips(batch, augment, generator), generator, batch)
+
+    config = PretrainConfig(**PRETRAIN, lr=spec.lr, seed=seed)
+    plan = Plan(f"{kind} {row} {seed}", model, loss, config, views=model.views, after_step=model.after_step)
+    fit(plan, data, work)
+    return encoder
+
+
+def key(kind: str, row: str) -> str:
+    """Changes with whatever decides a run's result, so that results of other settings are not taken for its own."""
+    text = f"{ENCODERS[kind]} {ROWS.get(row)} {PRETRAIN} {FINETUNE} {SHARE} {CLIP}"
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def features(encoder: nn.Module, data: Pictures) -> np.ndarray:
+    """Frozen features (N, 1, D)."""
+    encoder.eval()
+    with torch.no_grad():
+        parts = [pooled(encoder, normalise(data.pictures[i : i + 40], PREPROCESS).transpose(1, 2))
+                 for i in range(0, len(data), 40)]  # fmt: skip
+    return torch.cat(parts).double().numpy()[:, None]
+
+
+def probe(encoder: nn.Module, splits: dict[str, Pictures]) -> dict[str, float]:
+    """Accuracy of logistic regression on frozen features; its strength is chosen on validation."""
+    feats = {name: features(encoder, data) for name, data in splits.items()}
+
+    def score(strength: float, split: str) -> float:
+        fitted = fit_probe(feats["train"], splits["train"].labels, len(LABELS), strength)
+        return float((fitted(feats[split]).argmax(1) == splits[split].labels).mean())
+
+    strength = max(STRENGTHS, key=lambda s: score(s, "val"))
+    return {split: score(strength, split) for split in splits if split != "train"}
+
+
+def finetuned(
+    encoder: nn.Module, splits: dict[str, Pictures], augment: Augment, seed: int, work: Path
+) -> dict[str, float]:
+    """Accuracy after supervised training of the whole encoder; the last weights count."""
+
+    def loss(batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        clips, labels = augment(batch.first, batch.labels, generator)
+        return functional.cross_entropy(encoder(clips.transpose(1, 2)), labels, label_smoothing=0.1)
+
+    fit(Plan("fine-tune", encoder, loss, FinetuneConfig(**FINETUNE, seed=seed)), splits["train"], work)
+    encoder.eval()
+    found = {}
+    for split in (name for name in splits if name != "train"):
+        data = splits[split]
+        with torch.no_grad():
+            parts = [encoder(normalise(data.pictures[i : i + 40], PREPROCESS).transpose(1, 2)).argmax(1)
+                     for i in range(0, len(data), 40)]  # fmt: skip
+        found[split] = float((torch.cat(parts).numpy() == data.labels).mean())
+    return found
+
+
+def main() -> None:
+    """Run what is missing, print, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoders", nargs="+", default=["vit", "r2plus1d"])
+    parser.add_argument("--rows", nargs="+", default=[RANDOM, *ROWS])
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--split", choices=["val", "test"], default="test")
+    parser.add_argument("--work", type=Path, default=Path("runs/objectives"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if not (args.work / "clips").is_dir():
+        build_clips(args.work / "clips")
+    index = index_clips(args.work / "clips")
+    labelled = {s: load_pictures(index, s, PREPROCESS, FRAMES, args.work / "cache") for s in ("train", "val", "test")}
+    augment = Augment(PREPROCESS, LABELS, True, FLIPS)
+    windows = unlabelled(800)
+    shown = ("val",) if args.split == "val" else ("val", "test")
+    results: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for kind in args.encoders:
+        for row in args.rows:
+            if kind != "vit" and row == "masked":
+                continue
+            for seed in args.seeds:
+                folder = args.work / f"{kind}-{row.replace(' ', '_')}-{seed}-{key(kind, row)}"
+                done = folder / f"{args.split}.json"
+                if not done.is_file():
+                    splits = {"train": few(labelled["train"], seed)} | {s: labelled[s] for s in shown}
+                    encoder = pretrained(kind, row, seed, windows, augment, folder / "pretrain")
+                    found = {"probe": probe(encoder, splits)}
+                    found["finetune"] = finetuned(encoder, splits, augment, seed, folder / f"finetune-{args.split}")
+                    write_json(done, found)
+                results.setdefault(kind, {}).setdefault(row, []).append(json.loads(done.read_text()))
+            runs = results[kind][row]
+            print(
+                kind,
+                row,
+                *(f"{how} {np.mean([r[how][args.split] for r in runs]):.3f}" for how in ("probe", "finetune")),
+                flush=True,
+            )
+    if args.split == "test":
+        report(results)
+
+
+def report(results: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
+    """Save the table: mean and spread over seeds on the test clips."""
+    table = []
+    for kind, rows in results.items():
+        for row, runs in rows.items():
+            cells = []
+            for how in ("probe", "finetune"):
+                values = [run[how]["test"] for run in runs]
+                gains = [v - base[how]["test"] for v, base in zip(values, rows[RANDOM], strict=True)]
+                cells.append(f"{np.mean(values):.3f} +- {np.std(values, ddof=1):.3f}")
+                cells.append("" if row == RANDOM else f"{np.mean(gains):+.3f} ({min(gains):+.3f} .. {max(gains):+.3f})")
+            table.append([kind, row, *cells])
+    columns = ["encoder", "pretraining", "linear probe", "gain", "fine-tuned", "gain"]
+    caption = (
+        f"Test accuracy, five classes, mean and spread over {len(SEEDS)} seeds; gain over the same seed's random "
+        "weights: mean (least .. most)."
+    )
+    print(save("objectives", caption, columns, table, {"results": results}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""Clips decoded on demand are bit for bit what the board sees, whatever the file; broken ones are replaced."""
+
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.train.videos import encode, moving_frames, sound_only
+from toolkit.errors import UnavailableDevice, UserError
+from toolkit.preprocess import Preprocess
+from toolkit.recipe import DataConfig
+from toolkit.video import read_pictures
+from train.data.clips import load_pictures
+from train.data.decode import open_video
+from train.data.index import Dataset, index_clips
+from train.data.sources import open_source
+from train.data.videos import VideoSource
+
+PRE = Preprocess(size=(24, 32))
+UNEVEN = [0.1 + index / 10 + 0.04 * float(np.sin(index * 7)) for index in range(40)]
+KINDS: dict[str, dict[str, Any]] = {
+    "h264.mp4": {},
+    "h264.mkv": {},
+    "vp9.webm": {"codec": "libvpx-vp9"},
+    "hidden_frames.webm": {"codec": "libvpx", "options": {"auto-alt-ref": "1", "lag-in-frames": "16"}},
+    "b_frames.avi": {"codec": "mpeg4", "options": {"bf": "2"}},
+    "mpeg2.mpg": {"codec": "mpeg2video", "fps": 25},
+    "mjpeg.avi": {"codec": "mjpeg", "pixels": "yuvj420p"},
+    "10_bit.mp4": {"pixels": "yuv420p10le"},
+    "grey.mp4": {"pixels": "gray"},
+    "turned_90.mp4": {"rotation": 90},
+    "turned_180.mp4": {"rotation": 180},
+    "turned_back.mkv": {"rotation": -90},
+    "uneven.mp4": {"times_s": UNEVEN},
+    "uneven.mkv": {"times_s": UNEVEN},
+    "late_start.mp4": {"times_s": [3 + index / 10 for index in range(40)]},
+    "open_gop.mp4": {"options": {"x264-params": "open-gop=1:keyint=8:bframes=3:scenecut=0"}, "gop": 8},
+    "odd.mp4": {"pixels": "yuv444p"},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_any_window_is_bit_equal_to_what_the_board_sees(name: str, tmp_path: Path) -> None:
+    height, width = (47, 63) if name == "odd.mp4" else (48, 64)
+    path = encode(tmp_path / name, moving_frames(40, height, width), **KINDS[name])
+    for fps in (10.0, 7.3, 25.0):
+        preprocess = PRE.model_copy(update={"fps": fps})
+        board = read_pictures(path, preprocess)
+        with open_video(path, name) as video:
+            assert video.ticks(fps) == len(board)
+            timeline = video.timeline
+        for start in range(0, len(board) - 8, 7):
+            with open_video(path, name, timeline) as video:
+                ours = video.pictures(range(start, start + 8), preprocess).pictures
+            assert np.array_equal(ours, board[start : start + 8]), f"{fps} from {start}"
+
+
+def test_a_turned_video_is_upright(tmp_path: Path) -> None:
+    frames = moving_frames(6)
+    plain = encode(tmp_path / "plain.mp4", frames, options={"crf": "4"})
+    sideways = [np.rot90(frame, -1) for frame in frames]
+    turned = encode(tmp_path / "turned.mp4", sideways, rotation=90, options={"crf": "4"})
+    seen = [read_pictures(path, PRE) for path in (plain, turned)]
+    assert np.abs(seen[0].astype(int) - seen[1]).mean() < 8
+    with open_video(turned, "turned") as video:
+        assert np.array_equal(video.pictures(range(6), PRE).pictures, seen[1])
+
+
+def test_a_late_window_decodes_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = encode(tmp_path / "long.mp4", moving_frames(300), gop=10)
+    with open_video(path, "long") as video:
+        timeline = video.timeline
+    with open_video(path, "long", timeline) as video:
+        decoded: list[Any] = []
+        whole = video._decoded
+
+        def counted() -> Iterator[Any]:
+            for frame in whole():
+                decoded.append(frame)
+                yield frame
+
+        monkeypatch.setattr(video, "_decoded", counted)
+        video.pictures(range(250, 258), PRE)
+    assert 8 <= len(decoded) < 30
+
+
+def test_a_part_of_a_video_is_the_same_from_both_decoders(tmp_path: Path) -> None:
+    path = encode(tmp_path / "v.mp4", moving_frames(60))
+    board = read_pictures(path, PRE, span=(1.45, 3.0))
+    assert len(board) == 15
+    with open_video(path, "v") as video:
+        assert video.ticks(PRE.fps, (1.45, 3.0)) == 15
+        assert np.array_equal(video.pictures(range(15), PRE, (1.45, 3.0)).pictures, board)
+    with pytest.raises(UserError, match="no frame between 9 and 10"), open_video(path, "v") as video:
+        video.ticks(PRE.fps, (9, 10))
+    with pytest.raises(UserError, match="no frame between 9 and 10"):
+        read_pictures(path, PRE, span=(9, 10))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    root = tmp_path_factory.mktemp("videos")
+    for index in range(8):
+        for label in ("a", "b"):
+            frames = moving_frames(20 + index, seed=index)
+            encode(root / "train" / label / f"{label}{index}.mp4", frames, gop=6)
+    return index_clips(root)
+
+
+def test_a_batch_depends_on_the_seed_and_the_clip_alone(data: Dataset) -> None:
+    source = VideoSource(data, "train", PRE, 6)
+    whole = source.batch(range(8), 5, 2)
+    assert whole.pictures.shape == (8, 2, 6, 24, 32, 3)
+    part = pickle.loads(pickle.dumps(source)).batch([6, 3], 5, 2)
+    assert torch.equal(part.pictures, whole.pictures[[6, 3]])
+    assert torch.equal(source.batch(range(8), 5, 2).pictures, whole.pictures)
+    assert not torch.equal(source.batch(range(8), 6, 2).pictures, whole.pictures)
+    assert not torch.equal(whole.pictures[:, 0], whole.pictures[:, 1])
+
+
+def test_every_window_of_a_training_clip_is_what_the_board_sees_there(data: Dataset) -> None:
+    source = VideoSource(data, "train", PRE, 6, stride=2)
+    batch = source.batch(range(len(source)), 1, 2)
+    for index, clip in enumerate(source.clips):
+        board = read_pictures(clip.path, PRE)
+        for view in batch.pictures[index].numpy():
+            assert any(np.array_equal(view, board[s : s + 11 : 2]) for s in range(len(board) - 10))
+
+
+def test_validation_clips_from_files_and_from_memory_are_the_same(data: Dataset) -> None:
+    memory, files = load_pictures(data, "train", PRE, 6), VideoSource(data, "train", PRE, 6, random=False)
+    one, two = memory.batch(range(16), 0), files.batch(range(16), 0)
+    assert torch.equal(one.pictures, two.pictures)
+    assert torch.equal(one.labels, two.labels)
+    spread = files.batch([0], 0, 3).pictures[0]
+    board = read_pictures(data.clips[0].path, PRE)
+    assert np.array_equal(spread[0], board[:6])
+    assert np.array_equal(spread[2], board[-6:])
+
+
+def test_views_in_memory_are_different_windows_where_there_is_room(data: Dataset) -> None:
+    held = load_pictures(data, "train", PRE, 6, hold=64)
+    assert held.pictures.shape[1] == 27
+    batch = held.batch(range(16), 3, 4)
+    assert batch.pictures.shape == (16, 4, 6, 24, 32, 3)
+    assert torch.equal(batch.pictures[5], held.batch([5], 3, 4).pictures[0])
+    board = read_pictures(Path(held.names[0]), PRE)
+    starts = {
+        next(s for s in range(len(board) - 5) if np.array_equal(view, board[s : s + 6]))
+        for seed in range(6)
+        for view in held.batch([0], seed, 4).pictures[0].numpy()
+    }
+    assert len(starts) > 5
+
+
+def test_the_recipe_chooses_the_source(data: Dataset) -> None:
+    for source, kind in (("files", VideoSource), ("memory", type(load_pictures(data, "train", PRE, 2)))):
+        config = DataConfig(source=source, frames=4)
+        assert isinstance(open_source(config, data, "train", PRE, random=True), kind)
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Callable[[int], Dataset]:
+    def make(broken: int) -> Dataset:
+        for index in range(12):
+            for label in ("a", "b"):
+                encode(tmp_path / "train" / label / f"{label}{index:02d}.mp4", moving_frames(8, seed=index))
+        for index in range(broken):
+            (tmp_path / "train" / "a" / f"a{index:02d}.mp4").write_bytes(b"rubbish")
+        return index_clips(tmp_path)
+
+    return make
+
+
+def test_a_broken_video_is_replaced_by_the_next_of_its_class(damaged: Callable[[int], Dataset], capsys: Any) -> None:
+    source = VideoSource(damaged(2), "train", PRE, 4)
+    batch = source.batch([0, 1, 5], 0)
+    assert batch.indices.tolist() == [2, 2, 5]
+    assert batch.labels.tolist() == [0, 0, 0]
+    assert sorted(Path(name).name for name in source.broken) == ["a00.mp4", "a01.mp4"]
+    fresh = VideoSource(damaged(2), "train", PRE, 4)
+    assert torch.equal(fresh.batch([1], 0).pictures[0], batch.pictures[1])
+    source.batch([0, 1], 1)
+    said = capsys.readouterr().err.replace("\n", "")
+    assert said.count("a01.mp4 cannot be read") == 2  # once in each source
+    source.batch(range(24), 3)
+
+
+def test_too_many_broken_videos_end_the_run(damaged: Callable[[int], Dataset]) -> None:
+    source = VideoSource(damaged(6), "train", PRE, 4)
+    with pytest.raises(UserError, match=r"5 of \d+ videos read so far are broken; the first: .*a00\.mp4"):
+        source.batch(range(24), 0)
+    tolerant = VideoSource(damaged(6), "train", PRE, 4, broken_share=0.5)
+    assert tolerant.batch(range(24), 0).indices.tolist()[:7] == [6] * 7
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_bytes(b""), "damaged or not a video"),
+        (lambda path: path.write_text("a letter"), "damaged or not a video"),
+        (lambda path: sound_only(path), "holds no pictures, only audio"),
+        (lambda path: path.mkdir(), "does not exist"),
+        (
+            lambda path: path.write_bytes(encode(path.with_name("w.mp4"), moving_frames(9)).read_bytes()[:400]),
+            "damaged",
+        ),
+    ],
+)
+def test_what_is_no_video_is_one_clear_line(make: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
+    make(tmp_path / "v.mp4")
+    with pytest.raises(UserError, match=message) as caught, open_video(tmp_path / "v.mp4", "v.mp4"):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_left_of_a_truncated_video_is_used(tmp_path: Path) -> None:
+    path = encode(tmp_path / "v.mkv", moving_frames(60, seed=3), options={"crf": "10"})
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    board = read_pictures(path, PRE)
+    assert 5 < len(board) < 55
+    with open_video(path, "v") as video:
+        total = video.ticks(PRE.fps)
+        assert np.array_equal(video.pictures(range(total), PRE).pictures[: len(board)], board[:total])
+
+
+def test_a_device_that_cannot_decode_is_named(tmp_path: Path) -> None:
+    path = encode(tmp_path / "v.mp4", moving_frames(4))
+    with pytest.raises(UnavailableDevice, match=r"decodes on cpu.* not on 'tpu'"), open_video(path, "v", device="tpu"):
+        pass
+    with pytest.raises(UnavailableDevice, match="cuda"), open_video(path, "v", device="cuda"):
+        pass

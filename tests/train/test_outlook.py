@@ -1,0 +1,117 @@
+"""What a training will cost is said beforehand, agrees with what is counted otherwise, and trains nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tests.train.synthetic import tiny_recipe, write_data
+from toolkit.cli import app
+from toolkit.errors import UserError
+from toolkit.recipe import Recipe, load_recipe
+from toolkit.shelf import recipe_text, recipes
+from train.macs import measure
+from train.models.store import build
+from train.outlook import _Kept, outlook
+from train.stages.common import card_of
+
+VIT_B = {"dim": 768, "depth": 12, "heads": 12}
+
+
+def _vidon(*arguments: str | Path) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_every_shipped_recipe_is_valid_and_can_be_planned(name: str, tmp_path: Path) -> None:
+    code, text, _ = _vidon("train", "recipe", name)
+    assert code == 0
+    (tmp_path / "my.toml").write_text(text)
+    assert load_recipe(tmp_path / "my.toml").version == 1
+    code, text, errors = _vidon("train", "plan", tmp_path / "my.toml", "--clips", "5000", "--json")
+    assert code == 0, errors
+    rows = json.loads(text)["stages"]
+    assert (
+        [row["stage"] for row in rows] == ["finetune", "distill"]
+        if name == "i3d"
+        else ["pretrain", "finetune", "distill"]
+    )
+    assert all(row["memory_mib"] > 0 and row["steps"] > 0 and row["forward_gflops"] > 0 for row in rows)
+
+
+def test_the_list_names_every_recipe_and_what_it_is_for() -> None:
+    code, text, _ = _vidon("train", "recipes")
+    assert code == 0
+    assert [line.split()[0] for line in text.splitlines()] == sorted(recipes())
+    assert {"pretrain-vitb-shards", "finetune", "linear-probe", "distill"} <= set(recipes())
+    assert all(len(purpose) > 20 for purpose in recipes().values())
+
+
+def test_an_unknown_recipe_or_stage_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"no recipe 'linear_probe' \(did you mean 'linear-probe'\?\)"):
+        recipe_text("linear_probe")
+    with pytest.raises(UserError, match=r"unknown stage 'finetuning' \(did you mean 'finetune'\?\)"):
+        outlook(Recipe(), "finetuning", ("a", "b"), None)
+    code, _, errors = _vidon("train", "plan", "--set", "run.precison=bf16")
+    assert code == 2
+    assert "did you mean 'precision'" in errors
+
+
+def test_operations_and_parameters_agree_with_the_other_counter() -> None:
+    """``train.macs`` runs the model with hooks on its layers; a multiply-add is two operations."""
+    recipe = tiny_recipe(Path())
+    for stage, kind in (("finetune", "teacher"), ("distill", "student")):
+        found = outlook(recipe, stage, ("left", "right"), 100)
+        size = measure(build(card_of(recipe, kind, ("left", "right"))))
+        frames = 1 if kind == "teacher" else recipe.data.frames
+        assert found.parameters == size.parameters
+        assert found.forward_gflops * 1e9 == pytest.approx(2 * size.macs * frames, rel=0.01)
+
+
+def test_vit_b_is_as_large_as_published() -> None:
+    recipe = Recipe.model_validate({"teacher": VIT_B, "preprocess": {"size": (224, 224)}})
+    found = outlook(recipe, "finetune", tuple(str(n) for n in range(400)), None)
+    assert 86e6 < found.parameters < 87e6
+    assert 175 < found.forward_gflops / 2 < 185  # 180 GFLOPs where a multiply-add counts once
+    assert found.steps is None
+
+
+def test_activations_are_what_autograd_keeps_of_a_real_step() -> None:
+    """The same sum over a real forward pass on the CPU, where tensors have content."""
+    recipe = tiny_recipe(Path(), finetune={"batch": 1})
+    model = build(card_of(recipe, "teacher", ("left", "right")))
+    kept = _Kept(model)
+    with kept.watching([]):
+        logits = model(torch.zeros(1, 3, 4, 32, 32))
+        torch.nn.functional.cross_entropy(logits, torch.zeros(1, dtype=torch.long))
+    found = outlook(recipe, "finetune", ("left", "right"), 10)
+    assert found.activations_mib * 2**20 == pytest.approx(kept.total(), rel=0.001)
+
+
+def test_recomputing_sharding_and_accumulation_save_memory() -> None:
+    def memory(**run: object) -> float:
+        recipe = Recipe.model_validate({"run": run, "finetune": {"batch": 16}})
+        return outlook(recipe, "finetune", ("a", "b"), 100, processes=4 if "strategy" in run else 1).memory_mib
+
+    plain = memory()
+    assert memory(checkpointing=True) < 0.6 * plain
+    assert memory(accumulate=4) < 0.5 * plain
+    assert memory(precision="bf16") < 0.8 * plain
+    assert memory(strategy="fsdp2") < 0.3 * plain
+
+
+def test_steps_come_from_the_data_without_decoding_them(tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data", train=6, val=1)
+    for video in root.rglob("*.avi"):
+        video.write_bytes(b"no video at all")
+    (tmp_path / "my.toml").write_text('[data]\nroot = "data"\nframes = 4\n[finetune]\nepochs = 3\nbatch = 4\n')
+    code, text, _ = _vidon(
+        "train", "plan", tmp_path / "my.toml", "--stage", "finetune", "--set", "preprocess.size=[32, 32]"
+    )
+    assert code == 0
+    assert "12 training clips of 2 classes" in text
+    assert "steps       9 (3 an epoch)" in text
+    assert list(tmp_path.iterdir()) == [tmp_path / "data", tmp_path / "my.toml"] or len(list(tmp_path.iterdir())) == 2

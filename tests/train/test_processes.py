@@ -1,0 +1,124 @@
+"""Several real processes do what one does; a killed run with decoding workers leaves no trace of the kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.train.runner import Decoding, plan_of
+from toolkit.cli.launch import spread
+from toolkit.recipe import FinetuneConfig, RunConfig
+from train.loop import fit
+
+ROOT = Path(__file__).parents[2]
+RUNNER = [sys.executable, "-P", "-m", "tests.train.runner"]
+OPTIM = FinetuneConfig(epochs=1, batch=8, lr=0.01)
+
+
+def _steps(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "lr" in line]
+
+
+def _run(kind: str, out: Path, optim: FinetuneConfig = OPTIM, **run: Any) -> dict[str, torch.Tensor]:
+    """The same run in this process; returns its final weights."""
+    plan = plan_of(kind, optim, RunConfig(device="cpu", workers=0, **run))
+    fit(plan, Decoding(), out)
+    return plan.model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three runs of three steps each in two gloo processes: DDP, DDP with random masks, FSDP2 with an average."""
+    out = tmp_path_factory.mktemp("two")
+    before = dict(os.environ)
+    os.environ["PYTHONPATH"] = str(ROOT)
+    try:
+        assert spread([*RUNNER, str(out), "kinds=labels,masked,sharded", "ema=0.9"], 2) == 0
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return out
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    """Sums in another order would differ in the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+AVERAGED = OPTIM.model_copy(update={"ema": 0.9})
+
+
+@pytest.mark.parametrize(("kind", "accumulate"), [("labels", 1), ("labels", 2), ("masked", 2), ("sharded", 1)], ids=str)
+def test_two_processes_do_what_one_does_with_the_same_batch(
+    kind: str, accumulate: int, two: Path, tmp_path: Path
+) -> None:
+    """With random draws in the loss one process must cut the batch as the two did: ``accumulate = 2``."""
+    alone = _run(kind, tmp_path, AVERAGED, accumulate=accumulate)
+    together = load_file(two / kind / "final.safetensors")
+    assert max((alone[name] - together[name]).abs().max().item() for name in alone) < 1e-5
+    assert len(_steps(tmp_path)) == 3
+    for one, both in zip(_steps(tmp_path), _steps(two / kind), strict=True):
+        assert one == pytest.approx(both, abs=1e-5)
+
+
+def test_a_sharded_run_leaves_a_checkpoint_that_one_process_loads(two: Path, tmp_path: Path) -> None:
+    _run("sharded", tmp_path, AVERAGED)
+    one, shards = (load_file(folder / "checkpoint.safetensors") for folder in (tmp_path, two / "sharded"))
+    assert one.keys() == shards.keys()
+    assert {name.split(".")[0] for name in shards} == {"model", "average", "best", "optim"}
+    assert max((one[name] - shards[name]).abs().max().item() for name in one) < 1e-5
+    plan = plan_of("sharded", AVERAGED, RunConfig(device="cpu"))
+    fit(plan, Decoding(), two / "sharded")  # already at its end: loads the checkpoint and finishes
+    final = load_file(two / "sharded" / "final.safetensors")
+    assert all(torch.equal(tensor, final[name]) for name, tensor in plan.model.state_dict().items())
+
+
+def test_a_run_killed_twice_has_the_same_loss_curve_to_the_last_bit(tmp_path: Path) -> None:
+    """Real kills at moments that nobody chose, with two decoding workers; every step is there, once."""
+    optim = OPTIM.model_copy(update={"epochs": 8, "ema": 0.9})
+    whole = _run("masked", tmp_path / "whole", optim)
+    options = ["kinds=masked", "epochs=8", "ema=0.9", "workers=2", "save_every_s=0.2", "pause_s=0.05"]
+    kills = 0
+    for delay_s in (0.15, 0.4):
+        child = subprocess.Popen([*RUNNER, str(tmp_path / "cut"), *options], stdout=subprocess.PIPE,
+                                 stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+        checkpoint = tmp_path / "cut" / "masked" / "checkpoint.safetensors"
+        before = _mtime(checkpoint)
+        while _mtime(checkpoint) == before and child.poll() is None:
+            time.sleep(0.01)
+        time.sleep(delay_s)
+        if child.poll() is None:
+            child.send_signal(signal.SIGKILL)
+            kills += 1
+        child.wait()
+        assert child.stdout is not None
+        child.stdout.close()
+    assert kills == 2
+    done = len(_steps(tmp_path / "cut" / "masked"))
+    assert 0 < done < 24
+    resumed = plan_of("masked", optim, RunConfig(device="cpu", workers=2), every_s=60)
+    fit(resumed, Decoding(), tmp_path / "cut" / "masked")
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in resumed.model.state_dict().items())
+    steps = _steps(tmp_path / "cut" / "masked")
+    assert [step["step"] for step in steps] == list(range(1, 25))
+    assert steps == _steps(tmp_path / "whole")
+
+
+def _mtime(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0

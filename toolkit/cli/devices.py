@@ -1,0 +1,68 @@
+"""Commands about this machine and the targets: what it has, what works, what would make the rest work."""
+
+from typing import Annotated
+
+import typer
+
+from toolkit.cli import app
+from toolkit.cli.options import Json, say
+
+__all__ = ["devices_app"]
+
+devices_app = typer.Typer(help="This machine's runtimes and devices. Example: **vidon devices doctor**")
+app.add_typer(devices_app, name="devices")
+
+
+@devices_app.callback(invoke_without_command=True)
+def devices(
+    context: typer.Context,
+    profile: Annotated[str | None, typer.Option(help="Show one hardware profile instead.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What this machine has: runtimes, devices, and why something does not work.
+
+    Example: **vidon devices --json**,  **vidon devices doctor**
+    """
+    from toolkit.cli.inspect import list_devices
+
+    if context.invoked_subcommand is not None:
+        return
+    if profile is not None:
+        from devices import load_profile
+
+        found = load_profile(profile)
+        say(as_json, found.model_dump(mode="json"), found.model_dump_json(indent=2))
+        return
+    result = list_devices()
+    say(as_json, {key: value for key, value in result.items() if key != "text"}, result["text"])
+
+
+@devices_app.command()
+def doctor(as_json: Json = False) -> None:
+    """Which runtimes, providers and devices work here, and the one command that would fix each missing one.
+
+    Example: **vidon devices doctor --json**
+    """
+    from deploy.doctor import diagnose, prescription
+
+    findings = diagnose()
+    say(as_json, {"findings": [finding.as_dict() for finding in findings]}, prescription(findings))
+
+
+@devices_app.command()
+def setup(
+    tool: Annotated[str, typer.Argument(help="ethos-u, rockchip, qualcomm, tensorrt-rtx or old-tflite.")],
+    again: Annotated[bool, typer.Option("--again", help="Make it anew, whatever is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a vendor's tool an environment of its own, in $VIDON_HOME or ~/.cache/vidon; interrupted, it goes on.
+
+    Example: **vidon devices setup rockchip**
+    """
+    from devices.tools import setup as make
+    from devices.tools import tool_called
+
+    found = tool_called(tool)
+    python = make(found, again)
+    say(as_json, {"tool": found.name, "version": found.version, "python": str(python)},
+        f"{found.title} {found.version} is ready ({found.note})")  # fmt: skip

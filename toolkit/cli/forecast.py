@@ -1,0 +1,46 @@
+"""Join a recipe with the data it names, as far as they are here, and look ahead at its training stages."""
+
+from typing import Any
+
+from toolkit.errors import UserError
+from toolkit.recipe import Recipe
+
+__all__ = ["forecast"]
+
+_CLASSES = 2  # where nothing is known: a head is small
+
+
+def forecast(recipe: Recipe, stage: str | None, clips: int | None, processes: int) -> dict[str, Any]:
+    """``stages``: one row each; ``data``: where the number of clips and classes comes from.
+
+    Raises:
+        UserError: unknown stage, or a model that the recipe's clips do not fit.
+    """
+    from train.outlook import STAGES, outlook
+
+    labels, count, text = _data(recipe)
+    if clips is not None:
+        count, text = clips, f"data: {clips} training clips (as given)"
+    rows = []
+    for name in [stage] if stage else STAGES:
+        try:
+            rows.append(outlook(recipe, name, labels, count, processes).as_dict())
+        except UserError as error:
+            if stage is not None:
+                raise
+            text += f"\n{name}: {error}"
+    return {"data": text, "clips": count, "classes": len(labels), "stages": rows}
+
+
+def _data(recipe: Recipe) -> tuple[tuple[str, ...], int | None, str]:
+    from train.data.index import index_clips
+
+    unknown = tuple(str(number) for number in range(_CLASSES))
+    if not recipe.data.root.exists():
+        return unknown, None, f"data: {recipe.data.root} is not here, give --clips to know the steps"
+    try:
+        index = index_clips(recipe.data.root)
+        count = len(index.split("train"))
+    except UserError as error:
+        return unknown, None, f"data: {error}"
+    return index.labels, count, f"data: {count} training clips of {len(index.labels)} classes in {recipe.data.root}"

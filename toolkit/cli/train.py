@@ -1,0 +1,71 @@
+"""Commands around training: train recipes, train recipe, train plan."""
+
+from typing import Annotated, Any
+
+import typer
+
+from toolkit.cli import app
+from toolkit.cli.options import Json, Processes, RecipeFile, Set, recipe_of, say
+
+__all__: list[str] = []
+
+_PARTS = ("weights", "gradients", "optimizer", "average", "activations", "batch")
+Stage = Annotated[str | None, typer.Option("--stage", help="pretrain, finetune or distill (default: all).")]
+Clips = Annotated[int | None, typer.Option("--clips", min=1, help="Training clips, if the data are not here.")]
+
+train_app = typer.Typer(help="Recipes to start from, and what a training will cost.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+
+
+@train_app.command()
+def recipes(as_json: Json = False) -> None:
+    """List the recipes that vidon brings along.
+
+    Example: **vidon train recipes**
+    """
+    from toolkit.shelf import recipes as shelf
+
+    found = shelf()
+    wide = max(len(name) for name in found)
+    say(as_json, found, "\n".join(f"{name:{wide}}  {purpose}" for name, purpose in found.items()))
+
+
+@train_app.command()
+def recipe(name: Annotated[str, typer.Argument(help="Name of a recipe; see vidon train recipes.")]) -> None:
+    """Print a recipe: save it, change it, train with it.
+
+    Example: **vidon train recipe finetune > my.toml**
+    """
+    from toolkit.shelf import recipe_text
+
+    typer.echo(recipe_text(name), nl=False)
+
+
+@train_app.command()
+def plan(
+    recipe: RecipeFile = None, stage: Stage = None, clips: Clips = None, processes: Processes = 1, set_: Set = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Say what training will cost: parameters, operations, memory, steps. Nothing is decoded or trained.
+
+    Example: **vidon train plan my.toml --stage pretrain --processes 8 --clips 240000**
+    """
+    from toolkit.cli.forecast import forecast
+
+    found = forecast(recipe_of(recipe, set_), stage, clips, processes)
+    say(as_json, found, _page(found))
+
+
+def _page(found: dict[str, Any]) -> str:
+    lines = [found["data"]]
+    for row in found["stages"]:
+        steps = "unknown" if row["steps"] is None else f"{row['steps']:,} ({row['per_epoch']:,} an epoch)"
+        parts = ", ".join(f"{row[f'{part}_mib']:,.0f} {part}" for part in _PARTS)
+        lines += [
+            f"{row['stage']}:", f"  parameters  {row['parameters'] / 1e6:,.2f} million",
+            f"  operations  {row['forward_gflops']:,.2f} GFLOPs a clip forward, {row['step_gflops']:,.0f} a step",
+            f"  memory      {row['memory_mib']:,.0f} MiB in each process (estimated: {parts}; "
+            f"{row['clips_at_once']} clips at once)",
+            f"  steps       {steps}",
+        ]  # fmt: skip
+    return "\n".join(lines)

@@ -1,0 +1,30 @@
+"""The recipes that vidon brings along: package data, one TOML file each; the first comment says what it is for."""
+
+from pathlib import Path
+
+from toolkit.errors import UserError, nearest
+
+__all__ = ["recipe_text", "recipes"]
+
+_SHELF = Path(__file__).parent / "assets" / "recipes"
+
+
+def recipes() -> dict[str, str]:
+    """Name and purpose of every shipped recipe."""
+    return {path.stem: _purpose(path) for path in sorted(_SHELF.glob("*.toml"))}
+
+
+def recipe_text(name: str) -> str:
+    """The file's text, to be saved and changed.
+
+    Raises:
+        UserError: there is no such recipe; the nearest is named.
+    """
+    path = _SHELF / f"{name}.toml"
+    if name not in recipes():
+        raise UserError(f"there is no recipe {name!r}{nearest(name, recipes())}; recipes: {', '.join(recipes())}")
+    return path.read_text()
+
+
+def _purpose(path: Path) -> str:
+    return path.read_text().splitlines()[0].removeprefix("#").strip()

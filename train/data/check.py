@@ -1,0 +1,183 @@
+"""Look at every clip before training: what cannot be read, is too short, is there twice, or leaks between splits.
+
+Copies are found by two hashes: of the bytes of the clip, and of what its frames show (each scaled to 32x32 grey), which
+a copy in another container shares. Re-encoded copies differ in both and are not found. Clips are decoded by
+processes side by side.
+"""
+
+import hashlib
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import av
+
+from toolkit.errors import UserError
+from toolkit.progress import track
+from toolkit.video import Span
+from train.data.clip import Clip
+from train.data.decode import open_video
+from train.data.formats.shards import read_member
+from train.data.index import Dataset
+from train.data.opening import open_clip
+
+__all__ = ["ADVICE", "Problem", "Report", "check"]
+
+#: What to do about each kind of problem.
+ADVICE = {
+    "broken": "re-encode or remove the file (training leaves it out)",
+    "short": "remove it, or lower data.frames (training repeats its last picture)",
+    "duplicate": "keep one of them",
+    "label": "the same content has two labels: correct one, or join them by ';'",
+    "leak": "put all of a group, and all copies, into one split",
+}
+_SIDE = 32
+_FEW = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What one clip is: frames and pictures it has, its two hashes; or what is wrong with it."""
+
+    frames: int = 0
+    pictures: int = 0
+    file: str = ""
+    content: str = ""
+    wrong: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """kind: a key of ``ADVICE``; text: one line that names the clips."""
+
+    kind: str
+    text: str
+    clips: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """frames: decoded in all."""
+
+    frames: int
+    problems: tuple[Problem, ...]
+
+    def of(self, kind: str) -> list[Problem]:
+        """The problems of one kind."""
+        return [problem for problem in self.problems if problem.kind == kind]
+
+
+def check(data: Dataset, fps: float, frames: int, workers: int | None = None) -> Report:
+    """Decode every clip; one with fewer than ``frames`` pictures at ``fps`` is too short.
+
+    Raises:
+        UserError: a worker died.
+    """
+    seen = list(_examined(data.clips, fps, workers or os.cpu_count() or 1))
+    pairs = list(zip(data.clips, seen, strict=True))
+    problems = [Problem("broken", one.wrong, (clip.name,)) for clip, one in pairs if one.wrong]
+    for clip, one in pairs:
+        if not one.wrong and one.pictures < frames:
+            what = f"{clip.name} has {one.pictures} of {frames} pictures at {fps:g} a second"
+            problems.append(Problem("short", what, (clip.name,)))
+    problems += _copies([(clip, one) for clip, one in pairs if not one.wrong])
+    problems += _leaking_groups(data.clips)
+    return Report(sum(one.frames for one in seen), tuple(problems))
+
+
+def _examined(clips: Sequence[Clip], fps: float, workers: int) -> Iterator[_Seen]:
+    look = partial(_examine, fps=fps)
+    if workers == 1 or len(clips) < _FEW:
+        yield from track(map(look, clips), "check", len(clips))
+        return
+    context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        try:
+            chunk = max(1, min(16, len(clips) // (4 * workers)))
+            yield from track(pool.map(look, clips, chunksize=chunk), "check", len(clips))
+        except BrokenProcessPool as error:
+            raise UserError("a worker died while decoding: run with --workers 1 to see at which video") from error
+
+
+def _examine(clip: Clip, fps: float) -> _Seen:
+    try:
+        return _images(clip, fps) if clip.images else _video(clip, fps)
+    except UserError as error:
+        return _Seen(wrong=str(error))
+    except OSError as error:
+        return _Seen(wrong=f"video {clip.name} cannot be read ({error.strerror}): check its permissions")
+
+
+def _video(clip: Clip, fps: float) -> _Seen:
+    if clip.member is None:
+        if clip.path.is_file() and clip.path.stat().st_size == 0:
+            raise UserError(f"video {clip.name} holds nothing (0 bytes): copy it again or remove it")
+        if clip.path.is_file():
+            clip.path.open("rb").close()  # forbidden files are told apart from damaged ones
+    source = clip.path if clip.member is None else read_member(clip.path, clip.member)
+    hashed, count = hashlib.sha256(), 0
+    scaler = av.video.reformatter.VideoReformatter()
+    with open_video(source, clip.name) as video:
+        pictures = video.ticks(fps, clip.span)
+        for _, frame in video.between(clip.span):
+            small = scaler.reformat(frame, width=_SIDE, height=_SIDE, format="gray")
+            hashed.update(small.to_ndarray().tobytes())
+            hashed.update(bytes([round(frame.rotation / 90) % 4]))
+            count += 1
+    if not count:
+        raise UserError(f"video {clip.name} holds no frame: it is empty or truncated; re-encode or remove it")
+    return _Seen(count, pictures, _file_hash(source, clip.span), hashed.hexdigest())
+
+
+def _images(clip: Clip, fps: float) -> _Seen:
+    with open_clip(clip) as images:
+        count = images.ticks(fps)
+    hashed = hashlib.sha256()
+    for path in clip.images:
+        if not path.is_file():
+            raise UserError(f"picture {path} does not exist: check the path")
+        hashed.update(path.read_bytes())
+    return _Seen(count, count, hashed.hexdigest(), hashed.hexdigest())
+
+
+def _file_hash(source: Any, span: Span) -> str:
+    if isinstance(source, bytes):
+        digest = hashlib.sha256(source).hexdigest()
+    else:
+        with source.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return f"{digest} {span}"
+
+
+def _copies(good: Sequence[tuple[Clip, _Seen]]) -> Iterator[Problem]:
+    """Clips of the same content: a leak if they are in two splits, else a duplicate; and their labels must agree."""
+    for _, found in groupby(sorted(good, key=lambda pair: pair[1].content), key=lambda pair: pair[1].content):
+        pairs = list(found)
+        if len(pairs) == 1:
+            continue
+        clips = [clip for clip, _ in pairs]
+        names = tuple(clip.name for clip in clips)
+        same = "the same bytes" if len({one.file for _, one in pairs}) == 1 else "the same frames"
+        splits = sorted({clip.split for clip in clips})
+        where = f" in {' and '.join(splits)}" if len(splits) > 1 else ""
+        kind = "leak" if len(splits) > 1 else "duplicate"
+        yield Problem(kind, f"{' = '.join(names)}: {same}{where}", names)
+        labels = sorted({clip.label for clip in clips})
+        if len(labels) > 1:
+            yield Problem("label", f"{' = '.join(names)}: {same}, labels {' and '.join(labels)}", names)
+
+
+def _leaking_groups(clips: Sequence[Clip]) -> Iterator[Problem]:
+    places: dict[str, dict[str, str]] = {}
+    for clip in clips:
+        places.setdefault(clip.group, {}).setdefault(clip.split, clip.name)
+    for group, splits in sorted(places.items()):
+        if len(splits) > 1:
+            yield Problem("leak", f"group {group} is in {' and '.join(sorted(splits))}", tuple(splits.values()))

@@ -1,0 +1,275 @@
+"""Decode single windows of a video with PyAV: seek, decode only what is needed, convert only what is kept.
+
+Bit for bit the pictures of :func:`toolkit.video.read_pictures`: the same timestamps, the same
+:class:`toolkit.preprocess.FrameSampler`, the same rotation and the same resizing. (Scaling inside FFmpeg would be
+cheaper for large videos, but its pixels are not those that the board's OpenCV makes.)
+
+A *tick* is a multiple of ``1 / fps`` after the first frame; picture k of a clip is the first frame at or after tick k.
+"""
+
+import bisect
+import contextlib
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from toolkit.errors import UnavailableDevice, UserError
+from toolkit.preprocess import FrameSampler, Preprocess
+from toolkit.video import Span, within
+
+__all__ = ["Decoded", "Timeline", "Video", "open_video"]
+
+_DEFAULT_FPS = 25.0
+#: Containers with an index of their key frames; in others a seek may land anywhere, so they are read from the start.
+_INDEXED = frozenset({"mov", "mp4", "matroska", "webm", "avi"})
+_MOST_BAD_PACKETS = 1000
+
+av.logging.set_level(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """When frames are shown, in seconds from the stream's start: all of them, and the key frames.
+
+    ``regular`` is False where timestamps are absent or doubled: such a file is only read from its start.
+    """
+
+    times_s: npt.NDArray[np.float64]
+    keys_s: npt.NDArray[np.float64]
+    regular: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """pictures: uint8 RGB (T, H, W, 3); frames: int64 (T,), each one's frame number; size: (H, W) of the video."""
+
+    pictures: npt.NDArray[np.uint8]
+    frames: npt.NDArray[np.int64]
+    size: tuple[int, int]
+
+
+class Video:
+    """One open video. Use it through :func:`open_video`."""
+
+    def __init__(self, container: Any, name: str, timeline: Timeline | None) -> None:
+        self.name = name
+        self._container = container
+        self._stream = container.streams.video[0]
+        self._stream.codec_context.thread_count = 1  # parallelism is one worker a process, not threads in each
+        self._reformatter = av.video.reformatter.VideoReformatter()
+        self.timeline = timeline or self._scan()
+
+    def ticks(self, fps: float, span: Span = (None, None)) -> int:
+        """How many pictures the clip has at ``fps``.
+
+        Raises:
+            UserError: no frame lies in ``span``.
+        """
+        times_s = self._shown(span)
+        return max(1, FrameSampler(fps, start_s=float(times_s[0])).due(float(times_s[-1])))
+
+    def pictures(self, ticks: Sequence[int], preprocess: Preprocess, span: Span = (None, None)) -> Decoded:
+        """The pictures at ``ticks``, which rise. A tick after the last frame repeats it.
+
+        Raises:
+            UserError: nothing can be decoded.
+        """
+        start_s = float(self._shown(span)[0])
+        sampler = FrameSampler(preprocess.fps, start_s=start_s, done=ticks[0])
+        found: list[npt.NDArray[np.uint8]] = []
+        times_s: list[float] = []
+        reached, last, size = ticks[0], None, (0, 0)
+        for stamp_s, frame in self._from(start_s + ticks[0] / preprocess.fps):
+            if span[1] is not None and stamp_s >= span[1]:
+                break
+            if not within(span, stamp_s):
+                continue
+            reached, last = reached + sampler.due(stamp_s), (stamp_s, frame)
+            wanted = bisect.bisect_left(ticks, reached) - len(found)
+            if wanted:
+                size = self._add(frame, stamp_s, wanted, preprocess, found, times_s)
+            if len(found) == len(ticks):
+                break
+        if last is None:
+            raise UserError(f"video {self.name} holds no frame: it is empty or truncated; re-encode or remove it")
+        if len(found) < len(ticks):
+            size = self._add(last[1], last[0], len(ticks) - len(found), preprocess, found, times_s)
+        numbers = np.searchsorted(self.timeline.times_s, np.asarray(times_s) - 1e-6)
+        return Decoded(np.stack(found), numbers, size)
+
+    def _add(self, frame: Any, stamp_s: float, count: int, preprocess: Preprocess, found: list[npt.NDArray[np.uint8]],
+             times_s: list[float]) -> tuple[int, int]:  # fmt: skip
+        array = self._array(frame)
+        found.extend([preprocess.picture(array)] * count)
+        times_s.extend([stamp_s] * count)
+        return int(array.shape[0]), int(array.shape[1])
+
+    def frames(self) -> Iterator[tuple[float, Any]]:
+        """(timestamp in seconds, frame) of every frame, with the timestamps of ``toolkit.video.read_frames``."""
+        rate = float(self._stream.guessed_rate or 0)
+        rate = rate if 0 < rate < 1000 else _DEFAULT_FPS
+        last_s, count = -1.0, 0
+        for frame in self._decoded():
+            stamp_s = self._seconds(frame.pts)
+            if count and stamp_s <= last_s:
+                stamp_s = last_s + 1.0 / rate
+            yield stamp_s, frame
+            last_s, count = stamp_s, count + 1
+
+    def between(self, span: Span) -> Iterator[tuple[float, Any]]:
+        """(timestamp, frame) of the frames that belong to the clip."""
+        for stamp_s, frame in self._from(span[0] or 0.0):
+            if span[1] is not None and stamp_s >= span[1]:
+                return
+            if within(span, stamp_s):
+                yield stamp_s, frame
+
+    def _seconds(self, pts: int | None) -> float:
+        if pts is None:
+            return 0.0
+        base = self._stream.time_base
+        # The very arithmetic of OpenCV (milliseconds in between), so that no tick is rounded another way.
+        return float((pts - (self._stream.start_time or 0)) * (base.numerator / base.denominator) * 1000.0 / 1000.0)
+
+    def _shown(self, span: Span) -> npt.NDArray[np.float64]:
+        times_s = self.timeline.times_s
+        if span != (None, None):
+            times_s = times_s[[within(span, float(t)) for t in times_s]]
+            if not len(times_s):
+                raise UserError(
+                    f"video {self.name} has no frame between {span[0]} and {span[1]} s: correct the clip's times"
+                )
+        return times_s
+
+    def _scan(self) -> Timeline:
+        """Read the packets without decoding them, and the first frame."""
+        first_s = next((stamp_s for stamp_s, _ in self.frames()), None)
+        if first_s is None:
+            raise UserError(f"video {self.name} holds no frame: it is empty or truncated; re-encode or remove it")
+        self._rewind()
+        stamps, keys, whole = [], [], True
+        with contextlib.suppress(av.error.FFmpegError):  # a truncated file: what is there is there
+            for packet in self._container.demux(self._stream):
+                if packet.size == 0 or packet.is_discard:
+                    continue
+                if packet.pts is None:
+                    whole = False
+                    break
+                stamps.append(packet.pts)
+                if packet.is_keyframe:
+                    keys.append(packet.pts)
+        self._rewind()
+        times_s = np.asarray([t for t in map(self._seconds, sorted(stamps)) if t >= first_s])
+        if not whole or not len(times_s) or len(set(stamps)) != len(stamps):
+            times_s = np.asarray([stamp_s for stamp_s, _ in self.frames()])
+            self._rewind()
+            return Timeline(times_s, times_s[:1], False)
+        keys_s = np.asarray([t for t in map(self._seconds, sorted(keys)) if t >= first_s] or [first_s])
+        return Timeline(times_s, keys_s, bool(_INDEXED & set(self._container.format.name.split(","))))
+
+    def _from(self, time_s: float) -> Iterator[tuple[float, Any]]:
+        """Frames from a key frame before ``time_s`` on, at the latest."""
+        keys_s = self.timeline.keys_s
+        place = int(np.searchsorted(keys_s, time_s - 0.01, side="right")) - 1
+        if not self.timeline.regular or place < 1:
+            self._rewind()
+            yield from self.frames()
+            return
+        base = self._stream.time_base
+        target = math.floor(keys_s[place] / base + 0.5) + (self._stream.start_time or 0)
+        self._container.seek(target, stream=self._stream, backward=True)
+        checked = False
+        for frame in self._decoded():
+            stamp_s = self._seconds(frame.pts)
+            if frame.pts is None or (not checked and stamp_s > time_s):  # landed too late
+                self._rewind()
+                yield from self.frames()
+                return
+            checked = True
+            if frame.pts >= target:  # what is shown before the key frame may lean on frames that were not decoded
+                yield stamp_s, frame
+
+    def _rewind(self) -> None:
+        self._container.seek(0 if not self._stream.start_time else min(0, self._stream.start_time), stream=self._stream)
+
+    def _decoded(self) -> Iterator[Any]:
+        """Decoded frames; damaged packets are passed over, as OpenCV does."""
+        bad, packets = 0, self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets)
+            except (StopIteration, av.error.FFmpegError):
+                return
+            try:
+                yield from packet.decode()
+            except av.error.FFmpegError:
+                bad += 1
+                if bad > _MOST_BAD_PACKETS:
+                    return
+
+    def _array(self, frame: Any) -> npt.NDArray[np.uint8]:
+        """uint8 BGR (H, W, 3), turned upright."""
+        # OpenCV's choice of filter; it matters where chroma is not 8-bit.
+        array = self._reformatter.reformat(frame, format="bgr24", interpolation="BICUBIC").to_ndarray()
+        turns = round(frame.rotation / 90) % 4
+        return np.rot90(array, turns) if turns else array
+
+
+@contextlib.contextmanager
+def open_video(
+    source: Path | bytes, name: str, timeline: Timeline | None = None, device: str = "cpu"
+) -> Iterator[Video]:
+    """Open a file, or the bytes of one; its ``timeline`` need not be read again if it is known.
+
+    Raises:
+        UserError: absent, damaged, or without a picture stream.
+        UnavailableDevice: ``device`` cannot decode here.
+    """
+    if isinstance(source, Path) and not source.is_file():
+        raise UserError(f"video {name} does not exist: check the path")
+    options = _acceleration(device)
+    try:
+        container = av.open(str(source) if isinstance(source, Path) else io.BytesIO(source), **options)
+    except (av.error.FFmpegError, ValueError, UnicodeError) as error:
+        if options and _opens(source):
+            raise UnavailableDevice(
+                f"video {name} cannot be decoded on {device} here ({error}): set data.device"
+            ) from error
+        raise UserError(f"video {name} cannot be read: it is damaged or not a video; re-encode or remove it") from error
+    with container:
+        if not container.streams.video:
+            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+            raise UserError(f"video {name} holds no pictures, only {kinds}: remove it")
+        try:
+            yield Video(container, name, timeline)
+        except av.error.FFmpegError as error:
+            raise UserError(f"video {name} cannot be decoded ({error.strerror}): re-encode or remove it") from error
+
+
+def _opens(source: Path | bytes) -> bool:
+    """Whether the file is fine, so that the fault is the device's."""
+    try:
+        av.open(str(source) if isinstance(source, Path) else io.BytesIO(source)).close()
+    except (av.error.FFmpegError, ValueError, UnicodeError):
+        return False
+    return True
+
+
+def _acceleration(device: str) -> dict[str, Any]:
+    if device == "cpu":
+        return {}
+    from av.codec.hwaccel import HWAccel, hwdevices_available
+
+    known = hwdevices_available()
+    if device not in known:
+        raise UnavailableDevice(
+            f"this PyAV decodes on {', '.join(['cpu', *known])}, not on {device!r}: set data.device"
+        )
+    return {"hwaccel": HWAccel(device_type=device, allow_software_fallback=False)}

@@ -1,0 +1,168 @@
+"""What the formats share: list files read with one clear line for each mistake, and videos found by name."""
+
+import csv
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import UserError, nearest
+from toolkit.video import VIDEO_SUFFIXES
+
+__all__ = ["Where", "header", "is_url", "list_folders", "list_videos", "need_columns", "read_json", "read_lines",
+           "read_table", "read_text", "seconds", "videos_by_stem"]  # fmt: skip
+
+_URL = re.compile(r"^(https?):/+", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """root: the list file, folder or URL; videos: where its videos lie, if elsewhere; fold: which published split."""
+
+    root: Path
+    videos: Path | None = None
+    fold: int = 1
+
+    @property
+    def name(self) -> str:
+        """The root as the user wrote it: a path swallows one slash of a URL."""
+        return _URL.sub(r"\1://", self.root.as_posix()) if is_url(self.root) else str(self.root)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the videos, unless the format knows better."""
+        return self.videos or (self.root if self.root.is_dir() else self.root.parent)
+
+
+def is_url(path: Path) -> bool:
+    """Whether a path is a URL in truth."""
+    return bool(_URL.match(path.as_posix()))
+
+
+def read_text(path: Path) -> str:
+    """The text of a list file, with or without a byte order mark.
+
+    Raises:
+        UserError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"data {path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"data {path} cannot be read ({error.strerror}): check the path and its permissions") from error
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """(line number, text) of each line that is not empty."""
+    lines = enumerate(read_text(path).splitlines(), start=1)
+    return [(number, line.strip()) for number, line in lines if line.strip()]
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: not JSON; the line is named.
+    """
+    try:
+        return json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        what = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
+        raise UserError(f"data {path} is not valid JSON: {what}") from error
+
+
+def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Columns of a CSV, and its rows with their line numbers.
+
+    Raises:
+        UserError: not a CSV, a column named twice, or a row with more fields than columns.
+    """
+    try:
+        reader = csv.reader(read_text(path).splitlines(keepends=True), strict=True)
+        lines = [(reader.line_num, [field.strip() for field in row]) for row in reader if any(map(str.strip, row))]
+    except csv.Error as error:
+        raise UserError(f"data {path} is not a readable CSV file: {error}") from error
+    if not lines:
+        raise UserError(f"data {path} is empty: it needs a header and one line a clip")
+    columns = lines[0][1]
+    for column in columns:
+        if columns.count(column) > 1:
+            raise UserError(f"data {path} has two columns {column!r}: rename one")
+    for number, row in lines[1:]:
+        if len(row) > len(columns):
+            raise UserError(f"data {path}, line {number}: {len(row)} fields for {len(columns)} columns; "
+                            "put a field that holds a comma in quotes")  # fmt: skip
+    return columns, [(n, dict(zip(columns, row + [""] * len(columns), strict=False))) for n, row in lines[1:]]
+
+
+def header(path: Path) -> list[str]:
+    """The columns of a CSV, or nothing if it is none; used to recognise a format."""
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            return [name.strip() for name in next(csv.reader([file.readline(100_000)]), [])]
+    except (OSError, csv.Error):
+        return []
+
+
+def need_columns(path: Path, columns: Iterable[str], needed: Iterable[str]) -> None:
+    """Refuse a CSV without a column.
+
+    Raises:
+        UserError: the missing column and the nearest there is.
+    """
+    found = list(columns)
+    for name in needed:
+        if name not in found:
+            if len(found) == 1 and (";" in found[0] or "\t" in found[0]):
+                raise UserError(f"data {path} separates its columns by ';' or tabs: save it with commas")
+            raise UserError(f"data {path} has no column {name!r}{nearest(name, found)}; columns: {', '.join(found)}")
+
+
+def seconds(path: Path, number: int, row: dict[str, str], start: str, end: str) -> tuple[float | None, float | None]:
+    """The times of a clip inside its video.
+
+    Raises:
+        UserError: not a number, negative, or ending before it starts.
+    """
+    values: list[float | None] = []
+    for column in (start, end):
+        text = row.get(column, "")
+        try:
+            value = float(text) if text else None
+        except ValueError as error:
+            raise UserError(f"data {path}, line {number}: {column} {text!r} is not a number of seconds") from error
+        if value is not None and not 0 <= value < float("inf"):
+            raise UserError(f"data {path}, line {number}: {column} is {text}: times are seconds from 0 on")
+        values.append(value)
+    if values[1] is not None and values[1] <= (values[0] or 0):
+        raise UserError(f"data {path}, line {number}: the clip ends at {values[1]:g} s, not after its start "
+                        f"({values[0] or 0:g} s)")  # fmt: skip
+    return values[0], values[1]
+
+
+def list_videos(folder: Path) -> list[Path]:
+    """Video files below a folder, by name; hidden ones (as macOS leaves them) are no data."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+    return sorted(path for path in found if not path.name.startswith(".") and not path.is_dir())
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """Folders in a folder, by name, without hidden ones.
+
+    Raises:
+        UserError: it cannot be listed.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"data {folder} cannot be listed ({error.strerror}): check its permissions") from error
+
+
+def videos_by_stem(folder: Path) -> dict[str, Path]:
+    """Every video below a folder by its name without suffix."""
+    if not folder.is_dir():
+        raise UserError(f"the videos' folder {folder} does not exist: set data.videos")
+    return {path.stem: path for path in list_videos(folder)}

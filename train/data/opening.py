@@ -1,0 +1,78 @@
+"""Open a clip, whatever it is: a file, a part of one, a video in a tar shard, or a folder of frames."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from toolkit.cv import opencv
+from toolkit.errors import UserError
+from toolkit.preprocess import Preprocess
+from toolkit.video import Span
+from train.data.clip import Clip
+from train.data.decode import Decoded, Timeline, open_video
+from train.data.formats.shards import read_member
+
+__all__ = ["Opened", "open_clip"]
+
+
+class Opened(Protocol):
+    """An open clip; ``timeline`` is worth keeping for the next time, if there is one."""
+
+    @property
+    def timeline(self) -> Timeline | None:
+        """When its frames are shown."""
+        ...
+
+    def ticks(self, fps: float, span: Span = (None, None)) -> int:
+        """How many pictures it has at ``fps``."""
+        ...
+
+    def pictures(self, ticks: Sequence[int], preprocess: Preprocess, span: Span = (None, None)) -> Decoded:
+        """The pictures at ``ticks``, which rise; one after the last repeats it."""
+        ...
+
+
+class _Images:
+    """Frames as picture files: one a tick, since they say no times."""
+
+    timeline: Timeline | None = None
+
+    def __init__(self, images: tuple[Path, ...]) -> None:
+        self._images = images
+
+    def ticks(self, fps: float, span: Span = (None, None)) -> int:
+        return len(self._images)
+
+    def pictures(self, ticks: Sequence[int], preprocess: Preprocess, span: Span = (None, None)) -> Decoded:
+        numbers = np.minimum(np.asarray(ticks, np.int64), len(self._images) - 1)
+        frames = {int(number): _picture(self._images[number]) for number in sorted(set(numbers))}
+        first = frames[int(numbers[0])]
+        if any(frame.shape != first.shape for frame in frames.values()):
+            raise UserError(f"pictures in {self._images[0].parent} are of different sizes: a clip needs one")
+        pictures = {number: preprocess.picture(frame) for number, frame in frames.items()}
+        return Decoded(np.stack([pictures[int(n)] for n in numbers]), numbers, (first.shape[0], first.shape[1]))
+
+
+def _picture(path: Path) -> np.ndarray:
+    image = opencv().imread(str(path)) if path.is_file() else None
+    if image is None:
+        raise UserError(f"picture {path} cannot be read: it is absent, damaged or no picture")
+    return np.asarray(image, np.uint8)
+
+
+@contextlib.contextmanager
+def open_clip(clip: Clip, timeline: Timeline | None = None, device: str = "cpu") -> Iterator[Opened]:
+    """Open a clip; its ``timeline``, if known from before, saves reading the whole file again.
+
+    Raises:
+        UserError: absent, damaged, or without pictures.
+    """
+    if clip.images:
+        yield _Images(clip.images)
+        return
+    source = clip.path if clip.member is None else read_member(clip.path, clip.member)
+    with open_video(source, clip.name, timeline, device) as video:
+        yield video

@@ -1,0 +1,194 @@
+"""Batches in their order, from any step on; decoded ahead by worker processes if the source decodes.
+
+A source in memory is asked directly. One with a true ``workers`` attribute is asked by worker processes through
+torch's DataLoader: its sampler yields whole requests (places, seed), so the order of the data and every cut depend
+on the step alone, not on the number or the speed of workers.
+"""
+
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from toolkit.errors import UserError, VidonError
+from train.data.batch import Batch, Source
+from train.loop.schedule import seeded
+
+__all__ = ["Feed", "Order", "Part"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One process's part of a step: places in the source, and its weight in the mean over the whole batch."""
+
+    step: int
+    number: int
+    places: tuple[int, ...]
+    seed: int
+    weight: float
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What each step takes: a new random order every epoch, cut into batches, each into ``processes * accumulate``.
+
+    The number of a part, not the process that takes it, decides its random draws: two processes do exactly what one
+    does with ``accumulate = 2``.
+    """
+
+    items: int
+    batch: int
+    epochs: int
+    seed: int
+    accumulate: int
+    processes: int
+    rank: int
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of an epoch."""
+        return max(1, self.items // self.batch)
+
+    @property
+    def total(self) -> int:
+        """Steps of the run."""
+        return self.per_epoch * self.epochs
+
+    def parts(self, start: int) -> Iterator[Part]:
+        """This process's parts from step ``start`` on."""
+        epoch, order = -1, np.zeros(0, np.int64)
+        for step in range(start, self.total):
+            now, within = divmod(step, self.per_epoch)
+            if now != epoch:
+                epoch, order = now, torch.randperm(self.items, generator=seeded(self.seed, 1, now)).numpy()
+            chosen = np.sort(order[within * self.batch : (within + 1) * self.batch])
+            yield from self._split(step, chosen)
+
+    def _split(self, step: int, chosen: np.ndarray[Any, Any]) -> Iterator[Part]:
+        count = self.accumulate * self.processes
+        if len(chosen) < count:
+            raise UserError(
+                f"a batch of {len(chosen)} videos cannot be split into {count} parts: raise batch, or lower "
+                "run.accumulate or the number of processes"
+            )
+        pieces = np.array_split(chosen, count)
+        cut = int(seeded(self.seed, 4, step).initial_seed())
+        for index in range(self.accumulate):
+            number = index * self.processes + self.rank
+            places = tuple(pieces[number].tolist())
+            weight = len(places) * self.processes / len(chosen)
+            yield Part(step, number, places, cut, weight, index == self.accumulate - 1)
+
+
+class _Requests(Sampler[Part]):
+    def __init__(self, order: Order, start: int) -> None:
+        self._order, self._start = order, start
+
+    def __iter__(self) -> Iterator[Part]:
+        return self._order.parts(self._start)
+
+
+class _Answers(Dataset[dict[str, Any] | str]):
+    """Asks the source in a worker; a user's error travels home as its text."""
+
+    def __init__(self, source: Source, views: int) -> None:
+        self._source, self._views = source, views
+
+    def __getitem__(self, part: Part) -> dict[str, Any] | str:
+        try:
+            batch = self._source.batch(part.places, part.seed, self._views)
+        except VidonError as error:
+            return str(error)
+        return {field.name: getattr(batch, field.name) for field in fields(Batch)}
+
+
+class Feed:
+    """The parts of the run with their batches on the device."""
+
+    def __init__(
+        self, source: Source, order: Order, start: int, views: int, workers: int, device: torch.device
+    ) -> None:
+        self._device, self._pin = device, device.type == "cuda"
+        self._parts = order.parts(start)
+        self._source, self._views = source, views
+        self._loader: Iterator[dict[str, Any] | str] | None = None
+        self._ahead: tuple[Part, Batch] | None = None
+        if workers > 0 and getattr(source, "workers", False):
+            self._loader = _loader(source, order, start, views, workers, self._pin)
+
+    def next(self) -> tuple[Part, Batch]:
+        """The next part and its batch."""
+        ready, self._ahead = self._ahead, None
+        return ready or self._fetch()
+
+    def prepare(self) -> None:
+        """Fetch one part ahead while a GPU works; on a CPU there would be nothing to gain."""
+        if self._pin and self._ahead is None:
+            try:
+                self._ahead = self._fetch()
+            except StopIteration:
+                return
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self._loader = None
+
+    def _fetch(self) -> tuple[Part, Batch]:
+        part = next(self._parts)
+        batch = self._source.batch(part.places, part.seed, self._views) if self._loader is None else self._received()
+        batch = _to(batch, self._device, self._pin and self._loader is None)
+        return part, batch
+
+    def _received(self) -> Batch:
+        assert self._loader is not None
+        try:
+            answer = next(self._loader)
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error):
+                raise
+            raise UserError("a decoding worker died (out of memory?): lower run.workers or batch") from error
+        if isinstance(answer, str):
+            raise UserError(answer)
+        return Batch(**answer)
+
+
+def _loader(
+    source: Source, order: Order, start: int, views: int, workers: int, pin: bool
+) -> Iterator[dict[str, Any] | str]:
+    # Not fork: the parent has threads (progress bar, decoder), whose locks a forked child would inherit.
+    context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+    loader = DataLoader(
+        _Answers(source, views), batch_size=None, sampler=_Requests(order, start), num_workers=workers,
+        collate_fn=_same, pin_memory=pin, prefetch_factor=2, multiprocessing_context=context,
+        generator=torch.Generator(), worker_init_fn=_one_thread,
+    )  # fmt: skip
+    return iter(loader)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _one_thread(worker: int) -> None:
+    """Workers decode side by side, each on one thread."""
+    torch.set_num_threads(1)
+
+
+def _to(batch: Batch, device: torch.device, pin: bool) -> Batch:
+    if device.type == "cpu":
+        return batch
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            value = value.pin_memory() if pin else value
+            return value.to(device, non_blocking=True)
+        return {name: move(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+    return Batch(**{field.name: move(getattr(batch, field.name)) for field in fields(Batch)})

@@ -1,0 +1,63 @@
+"""Starting an encoder from weights that exist: VideoMAE's, a 2-D GoogLeNet's, torchvision's, or a model saved here."""
+
+from torch import Tensor
+
+from toolkit.errors import UserError
+from train.models.hub import locate, read_weights
+from train.models.i3d import I3D, inflate
+from train.models.store import ClipModel, load_model
+from train.models.videomae import is_videomae, read_videomae
+from train.models.vit import TubeletViT
+
+__all__ = ["start_from"]
+
+
+def start_from(model: ClipModel, source: str | None) -> None:
+    """Fill ``model`` with pretrained weights in place; the head is taken only if it has as many classes.
+
+    ``source`` is a file, a folder or a hub name: a model saved by vidon, VideoMAE in either public layout (ViTs),
+    torchvision's GoogLeNet (I3D, inflated) or any state dict with the model's own names. None changes nothing.
+
+    Raises:
+        UserError: missing, damaged or foreign weights, or weights of another shape.
+    """
+    if source is None:
+        return
+    path = locate(source)
+    if (path / "model.json").is_file():
+        _fill(model, load_model(path).model.state_dict(), source)
+        return
+    weights = read_weights(path)
+    if isinstance(model, TubeletViT) and is_videomae(set(weights)):
+        checkpoint = read_videomae(path)
+        heads = checkpoint.settings.get("num_attention_heads", model.config.heads)
+        if heads != model.config.heads:
+            raise UserError(
+                f"weights {source} have {heads} heads, teacher.heads is {model.config.heads}: set it to {heads}"
+            )
+        if checkpoint.norm == "pooled" and model.config.norm == "tokens":
+            raise UserError(f"weights {source} normalise the mean of the tokens: set teacher.norm to 'pooled'")
+        encoder = checkpoint.encoder
+        if checkpoint.norm != model.config.norm:  # the norm on tokens is dropped in fine-tuning, as VideoMAE does
+            encoder = {name: tensor for name, tensor in encoder.items() if not name.startswith("norm.")}
+        _fill(model, encoder, source, fresh=("norm.",))
+    elif isinstance(model, I3D) and weights.get("conv1.conv.weight", next(iter(weights.values()))).ndim == 4:
+        inflate(model, weights)
+    else:
+        _fill(model, {_own_name(name): tensor for name, tensor in weights.items()}, source)
+
+
+def _own_name(name: str) -> str:
+    return f"head.{name.removeprefix('fc.')}" if name.startswith("fc.") else name
+
+
+def _fill(model: ClipModel, weights: dict[str, Tensor], source: str, fresh: tuple[str, ...] = ()) -> None:
+    own = model.state_dict()
+    for name, tensor in own.items():
+        given = weights.get(name)
+        if given is not None and given.shape == tensor.shape:
+            own[name] = given
+        elif not name.startswith(("head.", *fresh)) and not name.endswith("num_batches_tracked"):
+            what = "is absent" if given is None else f"has shape {tuple(given.shape)}, expected {tuple(tensor.shape)}"
+            raise UserError(f"weights {source} do not fit {model.config.encoder}: {name} {what}; check [teacher]")
+    model.load_state_dict(own)

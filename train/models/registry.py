@@ -1,0 +1,89 @@
+"""The clip encoders by name. Adding one is a file and a line here; listing them imports none.
+
+Each module has ``make(config, classes, preprocess, frames)``, which returns an ``nn.Module`` that keeps the
+``Encoder`` protocol. Shapes: B batch, C channels, T frames, H, W picture, N tokens, D width, K classes.
+"""
+
+import importlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+
+from toolkit.contract import Contract
+from toolkit.errors import UserError, nearest
+from toolkit.preprocess import Preprocess
+from toolkit.recipe import TeacherConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from train.models.store import ClipModel
+
+__all__ = ["ENCODERS", "Encoder", "layer_of", "make_encoder"]
+
+#: name -> module. ``hf:<folder or hub id>`` names a classifier of ``transformers``.
+ENCODERS = {
+    "c3d": "train.models.c3d",
+    "i3d": "train.models.i3d",
+    "r2plus1d": "train.models.r2plus1d",
+    "vit": "train.models.vit",
+    "vit-s": "train.models.vit",
+    "vit-b": "train.models.vit",
+    "vit-l": "train.models.vit",
+    "hf": "train.models.hf",
+}
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What every clip encoder has. ``width`` is D of ``embed``; ``channels`` is C or D of ``forward_features``."""
+
+    config: TeacherConfig
+    width: int
+    channels: int
+
+    def forward_features(self, clip_BCTHW: "Tensor") -> "Tensor":
+        """Tokens (B, N, D) or maps (B, C, T', H', W')."""
+        ...
+
+    def embed(self, clip_BCTHW: "Tensor") -> "Tensor":
+        """Pooled features (B, D): what the head sees."""
+        ...
+
+    def __call__(self, clip_BCTHW: "Tensor") -> Any:
+        """Logits (B, K)."""
+        ...
+
+    def contract(self) -> Contract:
+        """A clip model's contract."""
+        ...
+
+    def layers(self) -> list[str]:
+        """Prefixes of all parameters' names, from the input to ``head``."""
+        ...
+
+
+def make_encoder(config: TeacherConfig, classes: int, preprocess: Preprocess, frames: int) -> "ClipModel":
+    """Build ``config.encoder`` with a head for ``classes``, for clips of ``frames`` preprocessed pictures.
+
+    Raises:
+        UserError: unknown name (the nearest is named), or a clip that the encoder cannot take.
+        MissingDependency: ``hf:`` without ``transformers``.
+    """
+    name = config.encoder.partition(":")[0]
+    if name not in ENCODERS:
+        known = ", ".join(ENCODERS)
+        raise UserError(f"unknown teacher.encoder {config.encoder!r}{nearest(name, ENCODERS)}; encoders: {known}")
+    module = importlib.import_module(ENCODERS[name])
+    return cast("ClipModel", module.make(config, classes, preprocess, frames))
+
+
+def layer_of(parameter: str, layers: Iterable[str]) -> int:
+    """Index of the layer that a parameter belongs to: 0 is the input.
+
+    >>> layer_of("blocks.1.qkv.weight", ["patch_embed", "blocks.0", "blocks.1", "head"])
+    2
+    """
+    for index, prefix in enumerate(layers):
+        if parameter == prefix or parameter.startswith(f"{prefix}."):
+            return index
+    raise ValueError(f"parameter {parameter} belongs to no layer")

@@ -1,0 +1,86 @@
+"""Autoencoder: reconstruct the whole clip through a narrow latent (Hinton & Salakhutdinov 2006, Science 313:504).
+
+For video: Srivastava et al. 2015, arXiv:1502.04681. A mean squared error over pixels is nearly all background, so
+the error of the frame-to-frame changes, in units of the changes of the batch, is added with a weight: without it a
+static average is a good answer.
+"""
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from train.data.batch import Batch
+from train.objectives.decoder import ClipDecoder
+from train.objectives.features import Encoder, borrow, feature_map, pooled, shape_of
+
+__all__ = ["Autoencoder", "Config", "Reconstruction", "build", "errors", "unfit"]
+
+
+class Config(BaseModel):
+    """``latent``: channels of the latent, at every place of the feature map or, if ``whole``, for the whole clip."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    latent: int = Field(default=32, ge=1)
+    whole: bool = False
+    width: int = Field(default=64, ge=8)
+    change: float = Field(default=1.0, ge=0)
+
+
+def errors(made_BCTHW: Tensor, clip_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean squared error of the pixels, and that of their changes over time as a share of the changes of the batch."""
+    pixels = (made_BCTHW - clip_BCTHW).square().mean()
+    wanted = torch.diff(clip_BCTHW, dim=2)
+    missed = (torch.diff(made_BCTHW, dim=2) - wanted).square().mean()
+    return pixels, missed / (wanted.square().mean() + 1e-4)
+
+
+class Reconstruction(nn.Module):
+    """Encoder, latent, decoder: clip (B, C, T, H, W) -> its reconstruction."""
+
+    encoder: Encoder
+
+    def __init__(self, encoder: Encoder, latent: int, whole: bool, width: int, clip: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        borrow(self, encoder)
+        self.whole = whole
+        depth, *places = shape_of(pooled if whole else feature_map, encoder, clip)
+        t, h, w = places or (1, 1, 1)
+        self.squeeze = nn.Conv3d(depth, latent, 1)
+        self.decoder = ClipDecoder(latent, (t, h, w), (clip[1], clip[2], clip[3]), width)
+
+    def forward(self, clip_BCTHW: Tensor) -> Tensor:
+        """Through the latent only."""
+        if self.whole:
+            features = pooled(self.encoder, clip_BCTHW)[:, :, None, None, None]
+        else:
+            features = feature_map(self.encoder, clip_BCTHW)
+        made: Tensor = self.decoder(self.squeeze(features))
+        return made
+
+
+class Autoencoder(nn.Module):
+    """Clips (B, V, C, T, H, W) -> loss and its two errors."""
+
+    views = 1
+
+    def __init__(self, encoder: Encoder, config: Config, clip: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        self.change = config.change
+        self.reconstruction = Reconstruction(encoder, config.latent, config.whole, config.width, clip)
+
+    def forward(self, clips_BVCTHW: Tensor, generator: torch.Generator, batch: Batch) -> dict[str, Tensor]:
+        """The first clip of each video."""
+        clip = clips_BVCTHW[:, 0]
+        pixels, change = errors(self.reconstruction(clip), clip)
+        return {"loss": pixels + self.change * change, "pixels": pixels, "change": change}
+
+
+def unfit(encoder: Encoder) -> str | None:
+    """Every encoder has a latent."""
+    return None
+
+
+def build(encoder: Encoder, config: Config, clip: tuple[int, int, int, int]) -> Autoencoder:
+    """The objective over clips of shape (C, T, H, W)."""
+    return Autoencoder(encoder, config, clip)
