@@ -3,6 +3,8 @@
 import datetime
 import importlib.metadata
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,17 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def cpu_seconds(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of processor time of every call, taken in turn: fair on a machine that does other work too."""
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            begin = time.process_time()
+            call()
+            samples[name].append(time.process_time() - begin)
+    return samples
 
 
 def save(name: str, caption: str, columns: list[str], rows: list[list[Any]], data: dict[str, Any]) -> Path:

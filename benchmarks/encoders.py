@@ -1,9 +1,10 @@
 """Parameters, multiply-accumulates and one forward pass of every encoder at its paper's input.
 
-    python benchmarks/encoders.py [--calls 3]
+    python benchmarks/encoders.py [--rounds 2]
 
 Sizes are counted on the meta device and checked against torch's own FLOP counter. Fresh weights: time does not depend
-on them. One clip, one thread, float32, interleaved rounds.
+on them. One clip, one thread, float32, interleaved rounds, in processor time: other work on the machine does not
+count.
 """
 
 import argparse
@@ -13,8 +14,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import save
-from deploy.bench import bench_calls
+from benchmarks.common import cpu_seconds, save
 from toolkit.preprocess import Preprocess
 from toolkit.recipe import TeacherConfig
 from train.macs import Size, measure
@@ -53,7 +53,7 @@ def counted(model: ClipModel) -> Size:
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calls", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(1)
     sizes: dict[str, Size] = {}
@@ -65,22 +65,19 @@ def main() -> None:
         model = make(name, settings, frames, side, classes)
         clip = torch.randn(1, 3, frames, side, side)
         calls[key] = torch.inference_mode()(lambda model=model, clip=clip: model(clip))
-    times = bench_calls(calls, args.calls, 0, "encoders", block=1)
+    times = cpu_seconds(calls, args.rounds)
     rows: list[list[Any]] = []
     for (_, _, frames, side, classes, paper), (key, size) in zip(CASES, sizes.items(), strict=True):
         rows.append([
             f"`{key}`", f"{frames}x{side}x{side}", classes, f"{size.parameters / 1e6:.1f}", f"{size.macs / 1e9:.1f}",
-            f"{min(times[key].samples_ms) / 1e3:.2f}", paper,
+            f"{min(times[key]):.2f}", paper,
         ])  # fmt: skip
-    columns = ["encoder", "input", "classes", "parameters, M", "GMACs a clip", "forward, s", "paper"]
+    columns = ["encoder", "input", "classes", "parameters, M", "GMACs a clip", "forward, CPU s", "paper"]
     caption = (
         "The literature calls 1 MAC 1 FLOP; the counter gives 2 operations for each. "
-        f"Forward: the fastest of {args.calls} on one thread, one clip, float32, on a machine shared with other work."
+        f"Forward: one clip, float32, processor time of one thread, the fastest of {args.rounds}."
     )
-    data = {
-        key: {"parameters": size.parameters, "macs": size.macs, "samples_ms": times[key].samples_ms}
-        for key, size in sizes.items()
-    }
+    data = {key: {"parameters": size.parameters, "macs": size.macs, "cpu_s": times[key]} for key, size in sizes.items()}
     print(save("encoders", caption, columns, rows, data))
 
 

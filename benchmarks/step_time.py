@@ -2,9 +2,9 @@
 
     python benchmarks/step_time.py [--data ../shared/data/intel_sample_videos] [--workers 1] [--steps 60]
 
-The loop itself measures (the epoch lines of metrics.jsonl). One thread trains, the workers decode real footage into
-clips of 16 pictures of 112x112 from the second epoch on counted, so that the start of the workers is not.
-Forward and backward of a small ViT, masked pretraining. ``waiting`` is what the step spends on getting its batch.
+The loop itself measures (the epoch lines of metrics.jsonl): masked pretraining of a small ViT on one thread, while the
+workers decode real footage into clips of 16 pictures of 112x112. The first epoch, in which the workers start, does not
+count. ``data`` is what a step spends on getting its batch: without a worker the decoding itself, with one the waiting.
 """
 
 import argparse
@@ -56,15 +56,20 @@ class First:
         return self.source.batch(indices, seed, views)
 
 
-def run(source: Source, workers: int, steps: int, preprocess: Preprocess) -> list[dict[str, Any]]:
-    """Epoch lines of one run of ``steps`` steps an epoch and three epochs."""
+def autoencoder() -> MaskedAutoencoder:
+    """What is trained."""
     torch.manual_seed(0)
     vit = TubeletViT(TeacherConfig(dim=192, depth=6, heads=3), 2, (3, SIDE, SIDE), FRAMES)
-    model = MaskedAutoencoder(vit, 96, 2)
+    return MaskedAutoencoder(vit, 96, 2)
+
+
+def run(source: Source, workers: int, steps: int, preprocess: Preprocess) -> list[dict[str, Any]]:
+    """Epoch lines of one run of ``steps`` steps an epoch and three epochs."""
+    model = autoencoder()
 
     def loss(batch: Batch, generator: torch.Generator) -> torch.Tensor:
         clips = normalise(batch.first, preprocess).transpose(1, 2)
-        value: torch.Tensor = model(clips, tube_mask(len(clips), vit.grid, 0.9, generator))
+        value: torch.Tensor = model(clips, tube_mask(len(clips), model.encoder.grid, 0.9, generator))
         return value
 
     optim = PretrainConfig(epochs=3, batch=BATCH, lr=1e-4)
@@ -92,8 +97,9 @@ def main() -> None:
         shares = [f"{100 * seconds[kind] / total:.1f} %" for kind in KINDS]
         rows.append([workers, f"{1000 * total / steps:.0f}", *shares])
         data[str(workers)] = lines
+    millions = sum(parameter.numel() for parameter in autoencoder().parameters()) / 1e6
     caption = (
-        f"Masked pretraining of a 2.9-million-parameter ViT on clips {FRAMES}x{SIDE}x{SIDE} decoded from real footage, "
+        f"Masked pretraining of {millions:.1f} million parameters, clips {FRAMES}x{SIDE}x{SIDE} of real footage, "
         f"batch {BATCH}, one training thread; share of each step's time."
     )
     path = save("step_time", caption, ["decoding workers", "ms a step", *KINDS], rows, data)

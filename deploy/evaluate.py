@@ -1,8 +1,7 @@
 """Accuracy of an artefact, through its runtime, on labelled videos: what a user of the device would get."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,12 +80,12 @@ class Evaluation:
 
 
 def evaluate(
-    session: Session, items: Sequence[tuple[Path, str]], labels: tuple[str, ...], preprocess: Preprocess,
-    title: str = "evaluate",
+    session: Session, items: Sequence[tuple[Any, str]], labels: tuple[str, ...], preprocess: Preprocess,
+    title: str = "evaluate", read: Callable[[Any, Preprocess], npt.NDArray[np.uint8]] = read_pictures,
 ) -> Evaluation:  # fmt: skip
     """Run every video as a stream from zero state; the clip's answer is that of the mean logits.
 
-    ``items`` are (video, label). Unreadable videos are left out, counted and named.
+    ``items`` are (video, label); ``read`` decodes one. Unreadable videos are left out, counted and named.
 
     Raises:
         UserError: no video is left, or a label the model does not know.
@@ -97,7 +96,7 @@ def evaluate(
         if label not in labels:
             raise UserError(f"label {label!r} of {path} is unknown to the model, which knows: {', '.join(labels)}")
         try:
-            pictures = read_pictures(path, preprocess)
+            pictures = read(path, preprocess)
         except UserError as error:
             broken.append(str(error))
             continue

@@ -11,6 +11,14 @@ from toolkit.preprocess import Preprocess
 from train.models.student import StreamStudent
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Tests neither see nor change what vidon has learned about this machine."""
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("VIDON_HOME", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def student() -> StreamStudent:
     return lively_student()

@@ -8,6 +8,7 @@ a 30 frames/s camera and a 12 frames/s file mean the same to the model. Shape su
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -45,11 +46,11 @@ class Preprocess(BaseModel):
         scale = max(height / rows, width / cols)
         top, left, crop_rows, crop_cols = self.window((rows, cols))
         crop = frame_HWC[top : top + crop_rows, left : left + crop_cols, :3]
+        cv2 = opencv()
         if crop.shape[:2] != (height, width):
-            cv2 = opencv()
             method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
             crop = cv2.resize(crop, (width, height), interpolation=method)
-        return np.ascontiguousarray(crop[:, :, ::-1])
+        return np.asarray(cv2.cvtColor(crop, cv2.COLOR_BGR2RGB), np.uint8)
 
     def window(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
         """The part of a frame of ``size`` (H, W) that the picture shows: top, left, rows, columns in pixels.
@@ -102,6 +103,11 @@ class FrameSampler:
         self._limit = limit
         self._start = start_s
         self._done = done
+
+    def first(self, times_s: npt.NDArray[np.float64], ticks: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Of N frames shown at rising ``times_s``, the number of the one that answers for each tick, N for none."""
+        start_s = float(times_s[0]) if self._start is None else self._start
+        return np.searchsorted(np.floor((times_s - start_s + _EPSILON_S) * self._fps), np.asarray(ticks))
 
     def due(self, t_s: float) -> int:
         """Return the number of steps this frame answers for (0 means: skip the frame)."""

@@ -6,6 +6,7 @@ whether anything is shown.
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
@@ -25,6 +26,7 @@ __all__ = ["Bar", "bar", "console", "note", "quiet", "track"]
 console = Console(stderr=True, highlight=False)
 T = TypeVar("T")
 _state = {"quiet": False}
+_LINE_EVERY_S = 30.0
 
 
 @contextlib.contextmanager
@@ -45,11 +47,15 @@ def note(text: str) -> None:
 
 
 class Bar:
-    """A running bar: ``advance`` it and change its ``news`` (loss, throughput...)."""
+    """A running bar: ``advance`` it and change its ``news`` (loss, throughput...).
 
-    def __init__(self, progress: Progress | None, task: int) -> None:
-        self._progress = progress
-        self._task = task
+    Without a terminal (``progress`` None) but with a ``label``, a line is printed every half minute: for log files.
+    """
+
+    def __init__(self, progress: Progress | None, task: int, label: str = "", total: int | None = None) -> None:
+        self._progress, self._task = progress, task
+        self._label, self._total = label, total
+        self._done, self._said_s = 0, time.monotonic()
 
     def advance(self, steps: int = 1, news: str | None = None) -> None:
         """Move on by ``steps`` and show ``news`` at the end of the bar."""
@@ -58,6 +64,11 @@ class Bar:
 
             fields = {} if news is None else {"news": news}
             self._progress.update(TaskID(self._task), advance=steps, **fields)  # type: ignore[arg-type]
+            return
+        self._done += steps
+        if self._label and time.monotonic() - self._said_s > _LINE_EVERY_S:
+            self._said_s = time.monotonic()
+            console.print(f"  {self._label}: {self._done} of {self._total or '?'}  {news or ''}")
 
 
 @contextlib.contextmanager
@@ -67,7 +78,7 @@ def bar(label: str, total: int | None) -> Iterator[Bar]:
         yield Bar(None, 0)
         return
     if not sys.stderr.isatty():
-        yield Bar(None, 0)
+        yield Bar(None, 0, label, total)
         console.print(f"  {label}: done")
         return
     columns = (

@@ -11,7 +11,7 @@ resolved recipe is saved beside every result. Paths are relative to the recipe's
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -141,7 +141,7 @@ class TeacherConfig(_Frozen):
     merge: int = Field(default=0, ge=0)
     width: float = Field(default=1.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    pretrained: str | None = None
+    pretrained: str | None = Field(default=None, min_length=1)
     transformers: dict[str, Any] = {}
 
     @model_validator(mode="before")
@@ -184,7 +184,7 @@ class FinetuneConfig(_Optim):
     rand_strength: float = Field(default=0.5, ge=0, le=1)
     mixup: float = Field(default=0.0, ge=0)
     cutmix: float = Field(default=0.0, ge=0)
-    views: tuple[int, Literal[1, 3]] = (1, 1)
+    views: tuple[Annotated[int, Field(ge=1)], Literal[1, 3]] = (1, 1)
 
 
 class BoxesConfig(_Frozen):

@@ -51,7 +51,8 @@ def read_frames(path: Path) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
             yield stamp_s, np.asarray(frame, np.uint8)
             count, last_s = count + 1, stamp_s
         if not count:
-            raise UserError(f"video {path} holds no frame: it is empty or truncated; re-encode or remove it")
+            raise UserError(f"video {path} holds no frame that OpenCV can decode: it is empty, truncated or of a codec "
+                            "that OpenCV lacks; re-encode or remove it")  # fmt: skip
     finally:
         capture.release()
 

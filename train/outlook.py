@@ -25,6 +25,7 @@ from train.loop.blocks import blocks_of
 from train.loop.feed import Order
 from train.models.store import build
 from train.models.student import StreamStudent
+from train.models.vit import TubeletViT
 from train.objectives import resolve
 from train.objectives.masked import MaskedAutoencoder, tube_mask
 from train.stages.common import card_of
@@ -110,6 +111,8 @@ def _pretraining(recipe: Recipe, encoder: Any) -> tuple[nn.Module, Callable[[Ten
     """Masked modelling with its decoder; other objectives by their passes of the encoder, without their own heads."""
     configs: dict[str, Any] = resolve(recipe.pretrain.objectives, recipe.pretrain.settings)
     masked = configs.pop("masked", None)
+    if masked is not None and not isinstance(encoder, TubeletViT):
+        raise UserError(f"masked pretraining hides tubelets, and {recipe.teacher.encoder} has none: use a ViT")
     passes = sum(getattr(config, "passes", 1) for config in configs.values())
 
     def plain(clip: Tensor) -> Tensor:

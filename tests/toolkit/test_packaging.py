@@ -151,3 +151,16 @@ def test_an_old_board_plays_through_tflite_runtime(wheel: Path, bundle: Bundle, 
     old = ("opencv-python-headless<4.11",)  # the last that takes numpy 1
     python = _environment(wheel.parent / "old", f"{wheel}[tflite]", *old, constrained=False)
     _assert_works_on_a_board(python, bundle, ("litert-fp32", "litert-int8"), tmp_path)
+    script = ROOT / "tests" / "deploy" / "board.py"
+    command = [str(python), "-P", str(script), str(bundle.root)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=250)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["library"] == "tflite_runtime"
+    assert told["default"] == "litert-fp32"  # its int8 kernels are slow
+    fp32, int8 = told["targets"]["litert-fp32"], told["targets"]["litert-int8"]
+    assert fp32["max_diff"] < 1e-4
+    assert (int8["decibels"] > 15, int8["agreement"] >= 0.9) == (True, True)
+    for row in (fp32, int8):
+        assert (row["reset"], row["batch"]) == (0.0, 0.0)
+        assert row["drift"] < 1e-4

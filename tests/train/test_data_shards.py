@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from train.data import shard
 from train.data.clips import load_pictures
 from train.data.formats.shards import expand
 from train.data.index import Dataset, index_clips, index_data
+from train.data.opening import read_clip
 from train.data.shard import write_shards
 from train.data.videos import VideoSource
 
@@ -65,6 +67,14 @@ def test_shards_give_the_same_clips_as_the_files(data: Dataset, packed: Path) ->
     assert all(path.stat().st_size < SIZE + 12_000 for path in packed.glob("*.tar"))
     files, shards = (load_pictures(one, "train", PRE, 6).batch(range(6), 0) for one in (data, read))
     assert torch.equal(files.pictures, shards.pictures)
+
+
+def test_calibration_and_evaluation_read_shards_as_files(data: Dataset, packed: Path) -> None:
+    read = index_clips(packed)
+    for split in ("train", "val"):
+        for one, two in zip(data.split(split), read.split(split), strict=True):
+            assert np.array_equal(read_clip(one, PRE), read_clip(two, PRE))
+            assert len(read_clip(two, PRE, 5)) == 5
 
 
 def test_shards_without_our_index_are_read_too(data: Dataset, packed: Path, tmp_path: Path) -> None:

@@ -157,6 +157,16 @@ def test_views_in_memory_are_different_windows_where_there_is_room(data: Dataset
     assert len(starts) > 5
 
 
+def test_a_codec_that_opencv_lacks_is_decoded_all_the_same(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        path = encode(tmp_path / "train" / label / f"{label}.mp4", moving_frames(12), codec="libsvtav1")
+    with pytest.raises(UserError, match="or of a codec that OpenCV lacks"):
+        read_pictures(path, PRE)
+    data = index_clips(tmp_path)
+    memory, files = load_pictures(data, "train", PRE, 6), VideoSource(data, "train", PRE, 6, random=False)
+    assert torch.equal(memory.batch([0, 1], 0).pictures, files.batch([0, 1], 0).pictures)
+
+
 def test_the_recipe_chooses_the_source(data: Dataset) -> None:
     for source, kind in (("files", VideoSource), ("memory", type(load_pictures(data, "train", PRE, 2)))):
         config = DataConfig(source=source, frames=4)
@@ -177,12 +187,13 @@ def damaged(tmp_path: Path) -> Callable[[int], Dataset]:
 
 
 def test_a_broken_video_is_replaced_by_the_next_of_its_class(damaged: Callable[[int], Dataset], capsys: Any) -> None:
-    source = VideoSource(damaged(2), "train", PRE, 4)
+    data = damaged(2)
+    source = VideoSource(data, "train", PRE, 4)
     batch = source.batch([0, 1, 5], 0)
     assert batch.indices.tolist() == [2, 2, 5]
     assert batch.labels.tolist() == [0, 0, 0]
     assert sorted(Path(name).name for name in source.broken) == ["a00.mp4", "a01.mp4"]
-    fresh = VideoSource(damaged(2), "train", PRE, 4)
+    fresh = VideoSource(data, "train", PRE, 4)
     assert torch.equal(fresh.batch([1], 0).pictures[0], batch.pictures[1])
     source.batch([0, 1], 1)
     said = capsys.readouterr().err.replace("\n", "")

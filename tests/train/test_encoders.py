@@ -22,8 +22,9 @@ from train.models import Card, load_model, save_model
 from train.models.attention import DividedBlock, attention
 from train.models.i3d import I3D, inflate
 from train.models.pretrained import start_from
-from train.models.registry import ENCODERS, Encoder, layer_of, make_encoder
+from train.models.registry import ENCODERS, Encoder, make_encoder
 from train.models.store import ClipModel
+from train.objectives.masked import tube_mask
 from train.stages import distill, finetune, pretrain
 
 NAMES = sorted(set(ENCODERS) - {"hf"})
@@ -35,6 +36,12 @@ SMALL: dict[str, Any] = {"dim": 32, "depth": 2, "heads": 2, "tubelet": (2, 8, 8)
 def _small(name: str, frames: int = 4, **settings: Any) -> ClipModel:
     torch.manual_seed(0)
     return make_encoder(TeacherConfig(encoder=name, **{**SMALL, **settings}), 3, PICTURES, frames).eval()
+
+
+def layer_of(parameter: str, layers: list[str]) -> int:
+    """The one layer that a parameter belongs to."""
+    (found,) = [index for index, prefix in enumerate(layers) if f"{parameter}.".startswith(f"{prefix}.")]
+    return found
 
 
 @pytest.mark.parametrize(
@@ -321,10 +328,19 @@ def test_fine_tuning_starts_from_the_recipes_weights_and_notices_when_they_chang
         finetune(recipe, out)
 
 
+def test_divided_attention_needs_no_token_that_a_tube_mask_hides() -> None:
+    torch.manual_seed(0)
+    block = DividedBlock(32, 2, 2.0, 2).eval()
+    nn.init.normal_(block.time_out.weight, std=0.2)
+    visible = ~tube_mask(1, (2, 4, 4), 0.75, torch.Generator().manual_seed(0))[0]
+    tokens = torch.randn(1, 32, 32)
+    torch.testing.assert_close(block.attend_time(tokens[:, visible]), block.attend_time(tokens)[:, visible])
+
+
 def test_masked_pretraining_takes_divided_attention_and_refuses_a_cnn(tmp_path: Path) -> None:
     root = write_data(tmp_path / "data", train=4, val=1)
     one: dict[str, object] = {"epochs": 1, "batch": 4}
     recipe = tiny_recipe(root, teacher={"attention": "divided"}, pretrain=one)
     assert (pretrain(recipe, tmp_path / "divided") / "done.json").is_file()
-    with pytest.raises(UserError, match=r"needs a ViT: teacher\.encoder is 'c3d'"):
+    with pytest.raises(UserError, match=r"objective 'masked' does not apply to C3D"):
         pretrain(tiny_recipe(root, teacher={"encoder": "c3d", "width": 0.0625}, pretrain=one), tmp_path / "cnn")

@@ -9,13 +9,15 @@ import torch
 import transformers
 
 from tests.train.synthetic import tiny_recipe, write_data
+from tests.train.test_encoders import layer_of
 from toolkit.errors import UserError
 from toolkit.preprocess import Preprocess
 from toolkit.recipe import TeacherConfig
 from train.data.clips import normalise
+from train.macs import measure
 from train.models import Card, load_model, save_model
 from train.models.hf import open_classifier
-from train.models.registry import Encoder, layer_of, make_encoder
+from train.models.registry import Encoder, make_encoder
 from train.models.store import load_teacher
 from train.stages import distill, finetune
 
@@ -83,6 +85,18 @@ def test_logits_are_those_of_the_librarys_own_pipeline(kind: str, tmp_path: Path
     blocks = [name for name in ours.layers() if name.endswith((".0", ".1"))]
     assert len(blocks) == 2
     assert ours.layers().index(blocks[0]) in (1, 2)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_it_is_counted_on_the_meta_device_without_its_weights(kind: str, tmp_path: Path) -> None:
+    _saved(kind, tmp_path)
+    config = TeacherConfig(encoder=f"hf:{tmp_path}")
+    real = make_encoder(config, 2, PICTURES, FRAMES)
+    (tmp_path / "model.safetensors").unlink()
+    with torch.device("meta"):
+        looked_at = make_encoder(config, 2, PICTURES, FRAMES)
+    assert measure(looked_at) == measure(real)
+    assert measure(real).macs > 1e5
 
 
 def test_pictures_and_frames_of_another_number_are_resampled(tmp_path: Path) -> None:

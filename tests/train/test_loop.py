@@ -162,7 +162,7 @@ def test_decoding_on_demand_trains_the_same_model_as_memory(tmp_path: Path) -> N
     root = write_data(tmp_path / "data", train=4, val=1)
     weights = []
     for source in ("memory", "files"):
-        data = {"source": source, "frames": 8}  # as long as the clips: there is one window only
+        data: dict[str, object] = {"source": source, "frames": 8}  # as long as the clips: there is one window only
         recipe = tiny_recipe(root, data=data, finetune={"epochs": 1}, run={"workers": 1})
         weights.append(load_file(finetune(recipe, tmp_path / source) / "model.safetensors"))
     assert weights[0].keys() == weights[1].keys()

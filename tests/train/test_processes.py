@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.train.runner import Decoding, plan_of
+from tests.train.synthetic import write_data
 from toolkit.cli.launch import spread
-from toolkit.recipe import FinetuneConfig, RunConfig
+from toolkit.recipe import FinetuneConfig, RunConfig, load_recipe
 from train.loop import fit
+from train.stages import finetune
 
 ROOT = Path(__file__).parents[2]
 RUNNER = [sys.executable, "-P", "-m", "tests.train.runner"]
@@ -84,6 +86,48 @@ def test_a_sharded_run_leaves_a_checkpoint_that_one_process_loads(two: Path, tmp
     fit(plan, Decoding(), two / "sharded")  # already at its end: loads the checkpoint and finishes
     final = load_file(two / "sharded" / "final.safetensors")
     assert all(torch.equal(tensor, final[name]) for name, tensor in plan.model.state_dict().items())
+
+
+def _vidon(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-P", "-m", "toolkit", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    write_data(tmp_path / "data", train=4, val=1)
+    text = """
+    data = { root = "data", frames = 4, source = "files" }
+    preprocess = { size = [32, 32] }
+    run = { device = "cpu", workers = 1 }
+    teacher = { dim = 16, depth = 1, heads = 2, tubelet = [2, 8, 8] }
+    finetune = { epochs = 2, batch = 4 }
+    """
+    (tmp_path / "my.toml").write_text(text)
+    return tmp_path / "my.toml"
+
+
+def test_the_command_line_trains_in_two_processes_and_answers_once(recipe: Path, tmp_path: Path) -> None:
+    """Clips decoded on demand by a worker of each process; one process with two parts gets the same model."""
+    done = _vidon("finetune", recipe, "--processes", "2", "--out", tmp_path / "two", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["stage"] == "finetune"
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
+    assert not (tmp_path / "two" / "checkpoint.safetensors").exists()
+    finetune(load_recipe(recipe, ("run.accumulate=2", "run.workers=0")), tmp_path / "one")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-5
+
+
+@pytest.mark.slow
+def test_an_error_in_every_process_is_said_once(recipe: Path, tmp_path: Path) -> None:
+    done = _vidon("finetune", recipe, "--processes", "2", "--out", tmp_path / "two", "--set", "finetune.batch=1")
+    assert done.returncode == 2
+    assert [line for line in done.stderr.splitlines() if line.startswith("error:")] == [
+        "error: a batch of 1 videos cannot be split into 2 parts: "
+        "raise batch, or lower run.accumulate or the number of processes"
+    ]
 
 
 def test_a_run_killed_twice_has_the_same_loss_curve_to_the_last_bit(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from tests.train.synthetic import SIDE, tiny_recipe, write_data, write_video
 from toolkit.errors import UserError
 from toolkit.preprocess import Preprocess
-from toolkit.recipe import FinetuneConfig, TeacherConfig
+from toolkit.recipe import FinetuneConfig, TeacherConfig, load_recipe
 from toolkit.video import read_pictures
 from train.compress.distill import distillation_loss
 from train.data.batch import Batch
@@ -172,6 +172,12 @@ def test_the_one_view_is_that_of_training(root: Path) -> None:
         assert np.array_equal(cut_views(_clip(Path(name)), recipe.preprocess, 4)[0], pictures)
 
 
+@pytest.mark.parametrize("views", ["[0, 1]", "[1, 2]", "[1]"])
+def test_views_that_are_none_are_refused_by_the_recipe(views: str) -> None:
+    with pytest.raises(UserError, match=r"recipe: finetune\.views"):
+        load_recipe(None, (f"finetune.views={views}",))
+
+
 def test_views_cover_time_and_the_longer_side(tmp_path: Path) -> None:
     video = write_video(tmp_path / "a.avi", 3, 0, frames=9)
     narrow = Preprocess(size=(SIDE, SIDE // 2), fps=10.0)
@@ -254,10 +260,11 @@ def many(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_teacher_and_student_learn_many_labels_from_data_that_have_them(many: Path, tmp_path: Path) -> None:
-    recipe = tiny_recipe(many, finetune={"mixup": 0.4, "epochs": 1}, distill={"epochs": 1})
+    recipe = tiny_recipe(many, finetune={"mixup": 0.4, "epochs": 1, "views": (2, 3)}, distill={"epochs": 1})
     teacher = finetune(recipe, tmp_path / "teacher")
     done = json.loads((teacher / "done.json").read_text())
     assert {"map", "exact", "f1"} <= set(done["test"])
+    assert done["test"]["views"] == [2, 3]
     assert list(done["test"]["per_class"]) == ["even", "left", "right"]
     assert (teacher / "figures" / "average_precision.png").is_file()
     student = distill(recipe, tmp_path / "student", teacher)

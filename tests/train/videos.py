@@ -36,6 +36,7 @@ def encode(
         stream = container.add_stream(codec, rate=fps, options=options or {})
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt, stream.gop_size = pixels, gop
+        stream.codec_context.thread_count = 1  # with several, x264 makes other bytes each time
         if times_s is not None:
             stream.time_base = stream.codec_context.time_base = Fraction(1, 90000)
         if rotation:

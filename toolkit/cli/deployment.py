@@ -25,14 +25,15 @@ All = Annotated[bool, typer.Option("--all", help="Every artefact whose runtime w
 
 
 def _export(recipe: Path | None, model: Path, out: Path, overrides: list[str] | None, runtimes: str | None,
-            precisions: tuple[str, ...], as_json: bool, target: str | None) -> None:  # fmt: skip
+            precisions: tuple[str, ...], as_json: bool, target: str | None,
+            batches: tuple[int, ...] = ()) -> None:  # fmt: skip
     from toolkit.cli.road import export_model
 
     settings = recipe_of(recipe, overrides)
     chips = names(target, ())
     # A chip asked for by name decides its runtime: the recipe's processor runtimes then come only if named too.
     chosen = names(runtimes, () if chips else settings.quantize.runtimes)
-    bundle = export_model(settings, model, out, chosen, precisions, chips)
+    bundle = export_model(settings, model, out, chosen, precisions, chips, batches)
     rows = {artefact.key: artefact.metrics for artefact in bundle.manifest.artefacts}
     say(as_json, {"bundle": str(out), "artefacts": rows}, f"{out}: {', '.join(rows)}")
 
@@ -40,14 +41,17 @@ def _export(recipe: Path | None, model: Path, out: Path, overrides: list[str] | 
 @app.command()
 def export(
     model: ModelPath, recipe: RecipeFile = None, out: BundleOut = Path("model.vidon"), runtimes: RuntimeNames = None,
-    precisions: Annotated[str, typer.Option(help="fp32, int8 or both.")] = "fp32", set_: Set = None,
-    target: Targets = None, as_json: Json = False,
+    precisions: Annotated[str, typer.Option(help="fp32, int8 or both.")] = "fp32",
+    batch: Annotated[
+        list[int] | None, typer.Option(min=2, help="A LiteRT file for this many streams besides; may be repeated.")
+    ] = None,
+    set_: Set = None, target: Targets = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Export a trained model to a bundle; every file is checked against torch first.
 
     Example: **vidon export runs/pruned recipe.toml --out door.vidon --runtimes onnxruntime,litert --target u55-128**
     """
-    _export(recipe, model, out, set_, runtimes, names(precisions, ()), as_json, target)
+    _export(recipe, model, out, set_, runtimes, names(precisions, ()), as_json, target, tuple(batch or ()))
 
 
 @app.command()

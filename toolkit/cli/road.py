@@ -27,8 +27,12 @@ def export_model(
     runtimes: Sequence[str] | None = None,
     precisions: Sequence[str] | None = None,
     targets: Sequence[str] = (),
+    batches: Sequence[int] = (),
 ) -> Bundle:
-    """Export a trained model folder into a bundle, calibrated on training streams, checked on validation streams."""
+    """Export a trained model folder into a bundle, calibrated on training streams, checked on validation streams.
+
+    ``batches`` are numbers of streams for which LiteRT gets files of its own.
+    """
     from deploy.export import export_bundle
     from toolkit.files import writable_dir
     from train.models import load_model
@@ -42,6 +46,7 @@ def export_model(
         loaded.model, path=out, name=recipe.name, labels=loaded.card.labels, preprocess=loaded.card.preprocess,
         rollouts=rollouts, golden_frames=golden, runtimes=recipe.quantize.runtimes if runtimes is None else runtimes,
         precisions=precisions or recipe.quantize.precisions, lineage=_lineage(recipe, loaded), targets=targets,
+        batches=batches,
     )  # fmt: skip
 
 
@@ -49,19 +54,19 @@ def _streams(recipe: Recipe, loaded: "Loaded") -> tuple[list[Array], Array]:
     """Calibration rollouts spread over the training clips, and a golden stream from validation (else training)."""
     import numpy as np
 
-    from toolkit.video import read_pictures
-    from train.data.index import index_clips
+    from train.data.index import index_data
+    from train.data.opening import read_clip
 
-    preprocess, data = loaded.card.preprocess, index_clips(recipe.data.root, loaded.card.labels)
+    preprocess, data = loaded.card.preprocess, index_data(recipe.data, loaded.card.labels)
     clips = data.split("train")
     count = min(recipe.quantize.rollouts, len(clips))
     chosen = [clips[round(i)] for i in np.linspace(0, len(clips) - 1, count)]
     limit = 2 * loaded.card.frames
-    rollouts = [preprocess.normalise(read_pictures(clip.path, preprocess, limit)) for clip in chosen]
+    rollouts = [preprocess.normalise(read_clip(clip, preprocess, limit)) for clip in chosen]
     others = [clip for clip in data.clips if clip.split == "val"] or list(clips)
     golden: list[Array] = []
     for index in np.linspace(0, len(others) - 1, min(len(others), _GOLDEN_STEPS)):
-        golden.append(preprocess.normalise(read_pictures(others[round(index)].path, preprocess, limit)))
+        golden.append(preprocess.normalise(read_clip(others[round(index)], preprocess, limit)))
         if sum(len(part) for part in golden) >= _GOLDEN_STEPS:
             break
     return rollouts, np.concatenate(golden)[:_GOLDEN_STEPS]
@@ -116,14 +121,16 @@ def evaluate_bundle(
     from deploy.evaluate import evaluate
     from deploy.runtimes import open_session, pick
     from train.data.index import index_clips
+    from train.data.opening import read_clip
 
     data = index_clips(root, bundle.manifest.labels, "given" if split == "auto" else "make")
-    items = [(clip.path, clip.label) for clip in data.split("test" if split == "auto" else split)]
+    items = [(clip, clip.label) for clip in data.split("test" if split == "auto" else split)]
     found = {}
     for key in keys or [pick(bundle, None).key]:
         session = open_session(bundle, key, device=device, threads=threads)
         try:
-            found[key] = evaluate(session, items, bundle.manifest.labels, bundle.manifest.preprocess, f"evaluate {key}")
+            manifest = bundle.manifest
+            found[key] = evaluate(session, items, manifest.labels, manifest.preprocess, f"evaluate {key}", read_clip)
         finally:
             session.close()
     return found

@@ -127,7 +127,7 @@ def _video(clip: Clip, fps: float) -> _Seen:
     with open_video(source, clip.name) as video:
         pictures = video.ticks(fps, clip.span)
         for _, frame in video.between(clip.span):
-            small = scaler.reformat(frame, width=_SIDE, height=_SIDE, format="gray")
+            small = scaler.reformat(frame, width=_SIDE, height=_SIDE, format="gray", threads=1)
             hashed.update(small.to_ndarray().tobytes())
             hashed.update(bytes([round(frame.rotation / 90) % 4]))
             count += 1

@@ -73,6 +73,9 @@ class Clip:
             return inside
         return f"{inside} [{start_s or 0:g}-{'end' if end_s is None else f'{end_s:g} s'}]"
 
+    def __str__(self) -> str:
+        return self.name
+
     @property
     def plain(self) -> bool:
         """Whether it is a video file of its own that OpenCV can open."""

@@ -174,7 +174,7 @@ def _decode_all(
                 rows.append(answer)
     _report(broken, len(clips), data.root, broken_share)
     return _Held(
-        np.stack([row.pictures for row, _ in rows]), np.asarray(good, np.int64),
+        np.stack([np.stack(row.pictures) for row, _ in rows]), np.asarray(good, np.int64),
         np.stack([row.frames for row, _ in rows]), np.asarray([row.size for row, _ in rows], np.int64),
         np.asarray([count for _, count in rows], np.int64),
     )  # fmt: skip
@@ -183,9 +183,8 @@ def _decode_all(
 def _decode(clip: Clip, preprocess: Preprocess, length: int) -> tuple[Decoded, int] | str:
     """The central ``length`` pictures, and how many of them are not repeats at the end; or what is wrong."""
     try:
-        if clip.plain and not clip.annotated:
-            decoded = Decoded(read_pictures(clip.path, preprocess, span=clip.span), np.zeros(0, np.int64), (0, 0))
-        else:
+        decoded = _board(clip, preprocess)
+        if decoded is None:
             with open_clip(clip) as video:
                 decoded = video.pictures(range(video.ticks(preprocess.fps, clip.span)), preprocess, clip.span)
     except UserError as error:
@@ -194,7 +193,17 @@ def _decode(clip: Clip, preprocess: Preprocess, length: int) -> tuple[Decoded, i
     start = max(0, (total - length) // 2)
     ticks = np.minimum(np.arange(start, start + length), total - 1)
     numbers = decoded.frames[ticks] if len(decoded.frames) else np.zeros(length, np.int64)
-    return Decoded(decoded.pictures[ticks], numbers, decoded.size), min(total, length)
+    return Decoded([decoded.pictures[tick] for tick in ticks], numbers, decoded.size), min(total, length)
+
+
+def _board(clip: Clip, preprocess: Preprocess) -> Decoded | None:
+    """By the board's decoder; None where PyAV must do it: inside tars, with boxes, or a codec that OpenCV lacks."""
+    if not clip.plain or clip.annotated:
+        return None
+    try:
+        return Decoded(list(read_pictures(clip.path, preprocess, span=clip.span)), np.zeros(0, np.int64), (0, 0))
+    except UserError:
+        return None
 
 
 def _report(broken: list[str], total: int, root: Path, share: float) -> None:

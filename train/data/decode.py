@@ -48,9 +48,9 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """pictures: uint8 RGB (T, H, W, 3); frames: int64 (T,), each one's frame number; size: (H, W) of the video."""
+    """pictures: T of uint8 RGB (H, W, 3); frames: int64 (T,), each one's frame number; size: (H, W) of the video."""
 
-    pictures: npt.NDArray[np.uint8]
+    pictures: Sequence[npt.NDArray[np.uint8]]
     frames: npt.NDArray[np.int64]
     size: tuple[int, int]
 
@@ -64,7 +64,12 @@ class Video:
         self._stream = container.streams.video[0]
         self._stream.codec_context.thread_count = 1  # parallelism is one worker a process, not threads in each
         self._reformatter = av.video.reformatter.VideoReformatter()
+        base = self._stream.time_base
+        self._base, self._start = base.numerator / base.denominator, self._stream.start_time or 0
+        self._needed: frozenset[float] | None = None  # with it, other frames that none leans on are not decoded
         self.timeline = timeline or self._scan()
+        # One packet, one frame: only then a packet's time says which frame it makes.
+        self._skips = self.timeline.regular and self._stream.codec_context.name in ("h264", "hevc")
 
     def ticks(self, fps: float, span: Span = (None, None)) -> int:
         """How many pictures the clip has at ``fps``.
@@ -81,8 +86,11 @@ class Video:
         Raises:
             UserError: nothing can be decoded.
         """
-        start_s = float(self._shown(span)[0])
+        shown_s = self._shown(span)
+        start_s = float(shown_s[0])
         sampler = FrameSampler(preprocess.fps, start_s=start_s, done=ticks[0])
+        needed = sampler.first(shown_s, ticks)
+        self._needed = frozenset(shown_s[np.minimum(needed, len(shown_s) - 1)].tolist()) if self._skips else None
         found: list[npt.NDArray[np.uint8]] = []
         times_s: list[float] = []
         reached, last, size = ticks[0], None, (0, 0)
@@ -102,7 +110,7 @@ class Video:
         if len(found) < len(ticks):
             size = self._add(last[1], last[0], len(ticks) - len(found), preprocess, found, times_s)
         numbers = np.searchsorted(self.timeline.times_s, np.asarray(times_s) - 1e-6)
-        return Decoded(np.stack(found), numbers, size)
+        return Decoded(found, numbers, size)
 
     def _add(self, frame: Any, stamp_s: float, count: int, preprocess: Preprocess, found: list[npt.NDArray[np.uint8]],
              times_s: list[float]) -> tuple[int, int]:  # fmt: skip
@@ -125,6 +133,7 @@ class Video:
 
     def between(self, span: Span) -> Iterator[tuple[float, Any]]:
         """(timestamp, frame) of the frames that belong to the clip."""
+        self._needed = None
         for stamp_s, frame in self._from(span[0] or 0.0):
             if span[1] is not None and stamp_s >= span[1]:
                 return
@@ -134,9 +143,8 @@ class Video:
     def _seconds(self, pts: int | None) -> float:
         if pts is None:
             return 0.0
-        base = self._stream.time_base
         # The very arithmetic of OpenCV (milliseconds in between), so that no tick is rounded another way.
-        return float((pts - (self._stream.start_time or 0)) * (base.numerator / base.denominator) * 1000.0 / 1000.0)
+        return float((pts - self._start) * self._base * 1000.0 / 1000.0)
 
     def _shown(self, span: Span) -> npt.NDArray[np.float64]:
         times_s = self.timeline.times_s
@@ -201,12 +209,17 @@ class Video:
 
     def _decoded(self) -> Iterator[Any]:
         """Decoded frames; damaged packets are passed over, as OpenCV does."""
-        bad, packets = 0, self._container.demux(self._stream)
+        bad, packets, context = 0, self._container.demux(self._stream), self._stream.codec_context
+        skipping = context.skip_frame = "DEFAULT"
         while True:
             try:
                 packet = next(packets)
             except (StopIteration, av.error.FFmpegError):
                 return
+            if self._needed is not None and packet.pts is not None:
+                skip = "DEFAULT" if self._seconds(packet.pts) in self._needed else "NONREF"
+                if skip != skipping:
+                    skipping = context.skip_frame = skip
             try:
                 yield from packet.decode()
             except av.error.FFmpegError:
@@ -217,7 +230,8 @@ class Video:
     def _array(self, frame: Any) -> npt.NDArray[np.uint8]:
         """uint8 BGR (H, W, 3), turned upright."""
         # OpenCV's choice of filter; it matters where chroma is not 8-bit.
-        array = self._reformatter.reformat(frame, format="bgr24", interpolation="BICUBIC").to_ndarray()
+        plane = self._reformatter.reformat(frame, format="bgr24", interpolation="BICUBIC", threads=1).planes[0]
+        array = np.ndarray((plane.height, plane.width, 3), np.uint8, plane, 0, (plane.line_size, 3, 1))
         turns = round(frame.rotation / 90) % 4
         return np.rot90(array, turns) if turns else array
 

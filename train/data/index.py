@@ -102,6 +102,8 @@ def _index(
     clips = read_clips(where, kind)
     if not clips:
         raise UserError(f"data {where.name} holds no video: its list is empty")
+    for clip in clips:
+        _refuse_name(clip)
     boxed = any(clip.boxes or clip.annotated for clip in clips)
     names = {label for clip in clips for label in clip.labels} | set(categories(root) if boxed else ())
     found = tuple(sorted(names))
@@ -119,6 +121,14 @@ def _index(
             f"data {root}: unknown split {unknown[0]!r}{nearest(unknown[0], SPLITS)}; use {', '.join(SPLITS)}"
         )
     return Dataset(root, labels or found, tuple(clips), any(len(clip.labels) != 1 for clip in clips))
+
+
+def _refuse_name(clip: Clip) -> None:
+    """Names that cannot be written down in UTF-8, or on one line, break lists and messages."""
+    name = str(clip.path)
+    if not name.isprintable():
+        shown = name.encode("unicode_escape").decode()
+        raise UserError(f"the file name {shown} is not UTF-8 or holds control characters: rename it")
 
 
 def _size(clip: Clip) -> int:

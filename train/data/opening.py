@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from toolkit.cv import opencv
 from toolkit.errors import UserError
 from toolkit.preprocess import Preprocess
-from toolkit.video import Span
+from toolkit.video import Span, read_pictures
 from train.data.clip import Clip
 from train.data.decode import Decoded, Timeline, open_video
 from train.data.formats.shards import read_member
 
-__all__ = ["Opened", "open_clip"]
+__all__ = ["Opened", "open_clip", "read_clip"]
 
 
 class Opened(Protocol):
@@ -53,7 +54,7 @@ class _Images:
         if any(frame.shape != first.shape for frame in frames.values()):
             raise UserError(f"pictures in {self._images[0].parent} are of different sizes: a clip needs one")
         pictures = {number: preprocess.picture(frame) for number, frame in frames.items()}
-        return Decoded(np.stack([pictures[int(n)] for n in numbers]), numbers, (first.shape[0], first.shape[1]))
+        return Decoded([pictures[int(n)] for n in numbers], numbers, (first.shape[0], first.shape[1]))
 
 
 def _picture(path: Path) -> np.ndarray:
@@ -76,3 +77,16 @@ def open_clip(clip: Clip, timeline: Timeline | None = None, device: str = "cpu")
     source = clip.path if clip.member is None else read_member(clip.path, clip.member)
     with open_video(source, clip.name, timeline, device) as video:
         yield video
+
+
+def read_clip(clip: Clip, preprocess: Preprocess, limit: int | None = None) -> npt.NDArray[np.uint8]:
+    """The clip's pictures, uint8 RGB (T, H, W, 3), at most ``limit``: by the board's decoder if it can.
+
+    Raises:
+        UserError: as :func:`open_clip`.
+    """
+    if clip.plain:
+        return read_pictures(clip.path, preprocess, limit, clip.span)
+    with open_clip(clip) as video:
+        total = video.ticks(preprocess.fps, clip.span)
+        return np.stack(video.pictures(range(min(total, limit or total)), preprocess, clip.span).pictures)

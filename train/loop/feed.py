@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from toolkit.cv import opencv
 from toolkit.errors import UserError, VidonError
 from train.data.batch import Batch, Source
 from train.loop.schedule import seeded
@@ -179,6 +180,7 @@ def _same(value: Any) -> Any:
 def _one_thread(worker: int) -> None:
     """Workers decode side by side, each on one thread."""
     torch.set_num_threads(1)
+    opencv().setNumThreads(1)
 
 
 def _to(batch: Batch, device: torch.device, pin: bool) -> Batch:

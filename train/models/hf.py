@@ -29,7 +29,12 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def make(config: TeacherConfig, classes: int, preprocess: Preprocess, frames: int) -> "HubClassifier":
-    """The registry's constructor: pretrained weights with a head for ``classes``, or the structure that was saved."""
+    """The registry's constructor: pretrained weights with a head for ``classes``, or the structure that was saved.
+
+    On the ``meta`` device, where a model is only looked at, it is always the structure alone.
+    """
+    if not config.transformers and torch.get_default_device().type == "meta":
+        config = _described(config)
     if config.transformers:
         return HubClassifier(config, _rebuilt(config, classes), classes, preprocess, frames)
     config, model = _fetched(config, classes)
@@ -140,6 +145,14 @@ def _fetched(config: TeacherConfig, classes: int | None) -> tuple[TeacherConfig,
         structure = json.loads(model.config.to_json_string())
     known = {"model": structure, "processor": _processor(folder)}
     return config.model_copy(update={"transformers": known}), model
+
+
+def _described(config: TeacherConfig) -> TeacherConfig:
+    """The configuration that can rebuild the model, without its weights."""
+    with _clear_errors(config.encoder):
+        folder = locate(config.encoder.partition(":")[2])
+        structure = json.loads(_transformers().AutoConfig.from_pretrained(folder).to_json_string())
+    return config.model_copy(update={"transformers": {"model": structure, "processor": _processor(folder)}})
 
 
 def _rebuilt(config: TeacherConfig, classes: int) -> Any:

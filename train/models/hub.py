@@ -48,7 +48,7 @@ def locate(source: str | Path) -> Path:
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=["*.json", "pytorch_model*.bin"]))
     except (OSError, ValueError) as error:
-        reason = _first_line(error)
+        reason = _first_line(error).partition(". ")[0]
         raise UserError(
             f"weights {name} are no local file or folder and the hub does not give them ({reason}): "
             "check the name and the connection, or download the folder and give its path"

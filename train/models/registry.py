@@ -5,7 +5,6 @@ Each module has ``make(config, classes, preprocess, frames)``, which returns an 
 """
 
 import importlib
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from toolkit.contract import Contract
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     from train.models.store import ClipModel
 
-__all__ = ["ENCODERS", "Encoder", "layer_of", "make_encoder"]
+__all__ = ["ENCODERS", "Encoder", "make_encoder"]
 
 #: name -> module. ``hf:<folder or hub id>`` names a classifier of ``transformers``.
 ENCODERS = {
@@ -75,15 +74,3 @@ def make_encoder(config: TeacherConfig, classes: int, preprocess: Preprocess, fr
         raise UserError(f"unknown teacher.encoder {config.encoder!r}{nearest(name, ENCODERS)}; encoders: {known}")
     module = importlib.import_module(ENCODERS[name])
     return cast("ClipModel", module.make(config, classes, preprocess, frames))
-
-
-def layer_of(parameter: str, layers: Iterable[str]) -> int:
-    """Index of the layer that a parameter belongs to: 0 is the input.
-
-    >>> layer_of("blocks.1.qkv.weight", ["patch_embed", "blocks.0", "blocks.1", "head"])
-    2
-    """
-    for index, prefix in enumerate(layers):
-        if parameter == prefix or parameter.startswith(f"{prefix}."):
-            return index
-    raise ValueError(f"parameter {parameter} belongs to no layer")

@@ -1,7 +1,7 @@
 """Autoencoder: reconstruct the whole clip through a narrow latent (Hinton & Salakhutdinov 2006, Science 313:504).
 
 For video: Srivastava et al. 2015, arXiv:1502.04681. A mean squared error over pixels is nearly all background, so
-the error of the frame-to-frame changes, in units of the changes of the batch, is added with a weight: without it a
+the error of the frame-to-frame changes, in units of each clip's own changes, is added with a weight: without it a
 static average is a good answer.
 """
 
@@ -28,11 +28,11 @@ class Config(BaseModel):
 
 
 def errors(made_BCTHW: Tensor, clip_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean squared error of the pixels, and that of their changes over time as a share of the changes of the batch."""
+    """Mean squared error of the pixels, and that of their changes over time as a share of each clip's changes."""
     pixels = (made_BCTHW - clip_BCTHW).square().mean()
     wanted = torch.diff(clip_BCTHW, dim=2)
-    missed = (torch.diff(made_BCTHW, dim=2) - wanted).square().mean()
-    return pixels, missed / (wanted.square().mean() + 1e-4)
+    missed = (torch.diff(made_BCTHW, dim=2) - wanted).square().mean((1, 2, 3, 4))
+    return pixels, (missed / (wanted.square().mean((1, 2, 3, 4)) + 1e-3)).mean()
 
 
 class Reconstruction(nn.Module):

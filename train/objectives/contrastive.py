@@ -53,9 +53,7 @@ def info_nce(query_QD: Tensor, key_KD: Tensor, temperature: float, hidden_QK: Te
 
     Vectors have unit length. Where ``hidden`` is true, a key is no negative of that query.
     """
-    with torch.autocast(
-        query_QD.device.type, enabled=False
-    ):  # a temperature of 0.1 needs more than bf16's three digits
+    with torch.autocast(query_QD.device.type, enabled=False):  # bf16 has too few digits for a small temperature
         logits = (query_QD.float() @ key_KD.float().T / temperature).masked_fill(hidden_QK, -torch.inf)
         wanted = torch.arange(len(query_QD), device=query_QD.device)
         return functional.cross_entropy(logits, wanted), (logits.argmax(1) == wanted).float().mean()

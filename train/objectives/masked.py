@@ -136,8 +136,6 @@ def unfit(encoder: Encoder) -> str | None:
     """Only a transformer can leave tokens out."""
     if not all(hasattr(encoder, part) for part in ("tokens", "encode", "grid")):
         return "tubes can only be hidden from an encoder of tokens (a tubelet ViT)"
-    if getattr(getattr(encoder, "config", None), "attention", "joint") == "divided":
-        return "divided attention needs every token in its place (set teacher.attention to 'joint')"
     return None
 
 

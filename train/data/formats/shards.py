@@ -141,9 +141,7 @@ def _from_tar(place: str) -> list[Clip]:
     for key, sample in samples.items():
         if "member" in sample:
             if not (sample.get("label") or sample.get("annotated")):
-                raise UserError(
-                    f'shard {place}: {key} has no label: add {key}.json with "label", {key}.cls or {key}.txt'
-                )
+                raise UserError(f"shard {place}: {key} has no label: add it in {key}.json, {key}.cls or {key}.txt")
             clips.append(_clip(Path(place), sample["member"], {"split": split, **sample}))
     return clips
 

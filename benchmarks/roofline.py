@@ -1,0 +1,205 @@
+"""The student's step against the machine's limit, layer by layer, on one thread.
+
+    python benchmarks/roofline.py [--side 112] [--width 1.0] [--bundles FOLDER]
+
+Measured here: the peak of matrix products in fp32 and int8 (oneDNN through OpenVINO) and the bandwidth of copies by
+size of the working set. A layer's bound is the larger of arithmetic over peak and bytes moved (input, weights, output
+once each) over the bandwidth at that size; OpenVINO's profile of the real step gives each layer's time. Machine and
+step are measured in turns. The bound takes the fp32 peak from a large square product: no depthwise convolution can
+reach it, which is why its share is small whatever the runtime does.
+"""
+
+import argparse
+import re
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.common import save
+from benchmarks.runtimes import build, bundle_of
+from deploy.export.step import flat_step, sample_inputs
+from toolkit.bundle import Bundle
+
+SIZES_MIB = (0.25, 1, 4, 16, 64)
+EDGE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One convolution or matrix product; ``kind`` groups them in the table."""
+
+    kind: str
+    macs: int
+    values: int
+
+    def bound_ms(self, peak_gflops: float, bandwidth: dict[float, float], width: int) -> float:
+        """Least time at ``width`` bytes a value."""
+        size = self.values * width
+        nearest = next((mib for mib in SIZES_MIB if mib * 2**20 >= size), SIZES_MIB[-1])
+        return max(2 * self.macs / peak_gflops / 1e6, size / bandwidth[nearest] / 1e6)
+
+
+def layers_of(model: nn.Module) -> list[Layer]:
+    """Every convolution and linear layer of the step, in order of the graph."""
+    found: list[Layer] = []
+
+    def look(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        per_output = weight[0].numel()
+        found.append(Layer(_kind(module), output.numel() * per_output,
+                           inputs[0].numel() + weight.numel() + output.numel()))  # fmt: skip
+
+    step = flat_step(model)
+    for module in step.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(look)  # type: ignore[arg-type]
+    with torch.no_grad():
+        step(*sample_inputs(model.contract()))  # type: ignore[operator]
+    return found
+
+
+def _kind(module: nn.Module) -> str:
+    if isinstance(module, nn.Linear):
+        return "linear"
+    assert isinstance(module, nn.Conv2d)
+    if module.groups > 1:
+        return "depthwise 3x3"
+    if module.kernel_size[0] > 1:
+        return "stem 3x3"
+    return "expand 1x1" if module.out_channels > module.in_channels else "project 1x1"
+
+
+def product(precision: str) -> Any:
+    """An infer request of one large matrix product in OpenVINO."""
+    import nncf
+    import openvino
+    import openvino.opset13 as ops
+
+    rng = np.random.default_rng(0)
+    value = ops.parameter([EDGE, EDGE], np.float32)
+    weight = ops.constant(rng.standard_normal((EDGE, EDGE)).astype(np.float32))
+    model = openvino.Model([ops.matmul(value, weight, False, True)], [value])
+    if precision == "int8":
+        model = nncf.quantize(model, nncf.Dataset([rng.standard_normal((EDGE, EDGE)).astype(np.float32)]))
+    config = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    request = openvino.Core().compile_model(model, "CPU", config).create_infer_request()
+    request.set_input_tensor(openvino.Tensor(rng.standard_normal((EDGE, EDGE)).astype(np.float32)))
+    return request
+
+
+def step_request(bundle: Bundle, key: str) -> Any:
+    """An infer request of the step that keeps a profile."""
+    import openvino
+
+    core, contract, artefact = openvino.Core(), bundle.manifest.contract, bundle.artefact(key)
+    model = core.read_model(bundle.root / artefact.folder / artefact.entry)
+    shapes = [contract.input_shape, *(state.shape for state in contract.states)]
+    model.reshape({name: [1, *shape] for name, shape in zip(contract.input_names, shapes, strict=True)})
+    config: dict[str, Any] = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "PERF_COUNT": True}
+    if key.endswith("fp32"):
+        config["INFERENCE_PRECISION_HINT"] = "f32"
+    request = core.compile_model(model, "CPU", config).create_infer_request()
+    rng = np.random.default_rng(0)
+    for name, shape in zip(contract.input_names, shapes, strict=True):
+        request.set_tensor(name, openvino.Tensor(rng.standard_normal((1, *shape)).astype(np.float32)))
+    return request
+
+
+def profile(request: Any) -> tuple[list[float], float]:
+    """(ms of each convolution and product in order of the graph, ms of everything else) of the last step."""
+    heavy, rest = [], 0.0
+    for row in request.get_profiling_info():
+        ms = row.real_time.total_seconds() * 1e3
+        number = re.search(r"(?:conv2d|linear|MatMul)(?:_(\d+))?", row.node_name)
+        if row.node_type in ("Convolution", "FullyConnected", "MatMul") and ms > 0:
+            place = 10**6 if "linear" in row.node_name else int((number and number.group(1)) or 0)
+            heavy.append((place, ms))
+        else:
+            rest += ms
+    return [ms for _, ms in sorted(heavy)], rest
+
+
+def milliseconds(call: Any) -> float:
+    """One call."""
+    begin = time.perf_counter()
+    call()
+    return (time.perf_counter() - begin) * 1e3
+
+
+def measure(bundle: Bundle, rounds: int) -> dict[str, Any]:
+    """Machine and step in turns; the best of each, since the machine is shared."""
+    products = {precision: product(precision) for precision in ("fp32", "int8")}
+    steps = {key: step_request(bundle, key) for key in ("openvino-fp32", "openvino-int8")}
+    arrays = {mib: np.ones(int(mib * 2**20 / 8), np.float32) for mib in SIZES_MIB}
+    targets = {mib: np.empty_like(array) for mib, array in arrays.items()}
+    best: dict[str, float] = {}
+    bandwidth = dict.fromkeys(SIZES_MIB, 0.0)
+    profiles: dict[str, list[tuple[list[float], float]]] = {key: [] for key in steps}
+    for _ in range(rounds):
+        for name, request in products.items():
+            best[name] = min(best.get(name, 1e9), *(milliseconds(request.infer) for _ in range(3)))
+        for mib, array in arrays.items():
+            repeats = max(3, int(16 / mib))
+            ms = min(milliseconds(lambda a=array, t=targets[mib]: np.copyto(t, a)) for _ in range(repeats))
+            bandwidth[mib] = max(bandwidth[mib], 2 * array.nbytes / ms / 1e6)
+        for name, request in steps.items():
+            for _ in range(5):
+                took = milliseconds(request.infer)
+                if took < best.get(name, 1e9):
+                    best[name] = took
+                profiles[name].append(profile(request))
+    return {"best_ms": best, "peak_gflops": {name: 2 * EDGE**3 / best[name] / 1e6 for name in products},
+            "bandwidth_gb_s": bandwidth, "profiles": profiles}  # fmt: skip
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=112)
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--bundles", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = bundle_of("student", args.side, args.width, args.bundles or Path(scratch))
+        found = measure(bundle, args.rounds)
+    layers = layers_of(build("student", args.side, args.width))
+    rows = []
+    for precision, width in (("fp32", 4), ("int8", 1)):
+        runs = [run for run in found["profiles"][f"openvino-{precision}"] if len(run[0]) == len(layers)]
+        assert runs, "the profile does not show the layers of the model one by one"
+        least = np.min([run[0] for run in runs], axis=0)
+        bounds = [layer.bound_ms(found["peak_gflops"][precision], found["bandwidth_gb_s"], width) for layer in layers]
+        for kind in dict.fromkeys(layer.kind for layer in layers):
+            chosen = [index for index, layer in enumerate(layers) if layer.kind == kind]
+            bound, took = sum(bounds[i] for i in chosen), sum(least[i] for i in chosen)
+            macs = sum(layers[i].macs for i in chosen) / 1e6
+            rows.append(
+                [precision, kind, len(chosen), f"{macs:.1f}", f"{bound:.3f}", f"{took:.3f}", f"{bound / took:.0%}"]
+            )
+        whole, rest = found["best_ms"][f"openvino-{precision}"], min(run[1] for run in runs)
+        macs = sum(layer.macs for layer in layers) / 1e6
+        rows.append([precision, "all else (states, sums, reorders)", "", "", "", f"{rest:.3f}", ""])
+        rows.append([precision, "whole step", len(layers), f"{macs:.1f}", f"{sum(bounds):.3f}", f"{whole:.3f}",
+                     f"{sum(bounds) / whole:.0%}"])  # fmt: skip
+    columns = ["precision", "layers", "count", "million MACs", "bound ms", "measured ms", "share of the bound"]
+    peaks = found["peak_gflops"]
+    speeds = ", ".join(f"{mib:g} MiB {rate:.0f}" for mib, rate in found["bandwidth_gb_s"].items())
+    caption = (
+        f"Student of width {args.width:g} at {args.side} px, OpenVINO, one thread, best of {5 * args.rounds} steps. "
+        f"Peak fp32 {peaks['fp32']:.0f} GFLOP/s, int8 {peaks['int8']:.0f} GOP/s; copies in GB/s by size: {speeds}."
+    )
+    found["layers"] = [[layer.kind, layer.macs, layer.values] for layer in layers]
+    print(save("roofline", caption, columns, rows, found))
+
+
+if __name__ == "__main__":
+    main()

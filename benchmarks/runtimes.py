@@ -1,0 +1,237 @@
+"""Every runtime and precision on a student, an R(2+1)D and a ViT-S; beside each the runtime's own loop on its file.
+
+    python benchmarks/runtimes.py [--side 112] [--width 1.0] [--threads 1] [--bundles FOLDER] [--only student]
+
+One interleaved run per model. The runtime's own loop is the tightest there is: inputs stay as they are, nothing is fed
+back or read out. What a session adds is a check of the frame, the frame's way in, the states' way round and the
+answer's way out. Weights are fresh (latency does not depend on them); parity is against the float model all the same.
+Memory and load time (imports included) come from a process per target; OpenVINO's benchmark_app runs besides.
+"""
+
+import argparse
+import gc
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import save
+from deploy.bench import bench_calls
+from deploy.export import export_bundle
+from deploy.runtimes import Options, load
+from deploy.trial import try_alone
+from toolkit.bundle import Artefact, Bundle, open_bundle
+from toolkit.contract import Contract
+from toolkit.preprocess import Preprocess
+from toolkit.recipe import StudentConfig, TeacherConfig
+from train.models.student import build_student
+from train.models.vit import TubeletViT
+
+RUNTIMES = ("torch", "onnxruntime", "openvino", "litert")
+FRAMES = 8
+
+
+class R2Plus1D(nn.Module):
+    """R(2+1)D (Tran et al. 2018, arXiv:1711.11248) with one block a stage and an eighth of the paper's width."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+        layers: list[nn.Module] = [_conv(3, 24, (1, 7, 7), (1, 2, 2)), _conv(24, 32, (3, 1, 1), (1, 1, 1))]
+        channels = 32
+        for outputs, stride in ((32, 1), (64, 2), (128, 2), (256, 2)):
+            layers += [_conv(channels, outputs, (1, 3, 3), (1, stride, stride)),
+                       _conv(outputs, outputs, (3, 1, 1), (stride, 1, 1))]  # fmt: skip
+            channels = outputs
+        self.net = nn.Sequential(*layers, nn.AdaptiveAvgPool3d(1), nn.Flatten(1), nn.Linear(channels, 5))
+
+    def contract(self) -> Contract:
+        """A clip of 8 frames."""
+        return Contract(kind="clip", frame=(3, self.side, self.side), classes=5, frames=FRAMES)
+
+    def forward(self, clip_BCTHW: Tensor) -> Tensor:
+        """Logits (B, 5)."""
+        logits: Tensor = self.net(clip_BCTHW)
+        return logits
+
+
+def _conv(inputs: int, outputs: int, kernel: tuple[int, ...], stride: tuple[int, ...]) -> nn.Sequential:
+    padding = tuple(size // 2 for size in kernel)
+    convolution = nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False)  # type: ignore[arg-type]
+    return nn.Sequential(convolution, nn.BatchNorm3d(outputs), nn.ReLU())
+
+
+def build(name: str, side: int, width: float) -> nn.Module:
+    """One of the three models, with weights of a trained one's scale (fresh ones answer almost nothing)."""
+    torch.manual_seed(0)
+    model: nn.Module
+    if name == "student":
+        model = build_student(StudentConfig(width=width), 5, (3, side, side), 16)
+    elif name == "r2plus1d":
+        model = R2Plus1D(side)
+    else:
+        config = TeacherConfig(dim=384, depth=12, heads=6, tubelet=(2, 16, 16))
+        model = TubeletViT(config, 5, (3, side, side), FRAMES)
+    modules = list(model.modules())
+    for module in modules:
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+            nn.init.uniform_(module.weight, 0.7, 1.3)
+            nn.init.normal_(module.bias, std=0.3)
+    nn.init.normal_(next(module for module in reversed(modules) if isinstance(module, nn.Linear)).weight, std=0.5)
+    return model.eval()
+
+
+def bundle_of(name: str, side: int, width: float, folder: Path) -> Bundle:
+    """The model exported everywhere; one that is already in ``folder`` is taken as it is."""
+    path = folder / f"{name}-{side}-{width}.vidon"
+    if path.exists():
+        return open_bundle(path)
+    rng = np.random.default_rng(0)
+    flows = [rng.standard_normal((FRAMES, 3, side, side)).astype(np.float32) * (0.5 + i / 4) for i in range(4)]
+    return export_bundle(
+        build(name, side, width), path=path, name=name, labels=tuple("abcde"), preprocess=Preprocess(size=(side, side)),
+        rollouts=flows, golden_frames=flows[0], runtimes=RUNTIMES, precisions=("fp32", "int8"), lineage={},
+    )  # fmt: skip
+
+
+def own_loop(bundle: Bundle, artefact: Artefact, threads: int) -> Callable[[], object]:
+    """The runtime's own tightest loop over the file, without vidon."""
+    contract, path = bundle.manifest.contract, bundle.root / artefact.folder / artefact.entry
+    rng = np.random.default_rng(1)
+    shapes = [contract.input_shape, *(state.shape for state in contract.states)]
+    values = [rng.standard_normal((1, *shape)).astype(np.float32) for shape in shapes]
+    feed = dict(zip(contract.input_names, values, strict=True))
+    if artefact.runtime == "torch":
+        module = torch.export.load(str(path)).module()
+        tensors = [torch.from_numpy(value) for value in values]
+
+        def step() -> object:
+            torch.set_num_threads(threads)
+            with torch.inference_mode():
+                return module(*tensors)
+
+        return step
+    if artefact.runtime == "onnxruntime":
+        import onnxruntime
+
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = threads
+        settings.add_free_dimension_override_by_name("batch", 1)
+        session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        return lambda: session.run(None, feed)
+    if artefact.runtime == "openvino":
+        return _openvino_loop(path, feed, threads, artefact.precision)
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path), num_threads=threads)
+    interpreter.allocate_tensors()
+    return lambda: interpreter.invoke()
+
+
+def _openvino_loop(path: Path, feed: dict[str, Any], threads: int, precision: str) -> Callable[[], object]:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(path)
+    model.reshape({name: list(value.shape) for name, value in feed.items()})
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": threads}
+    if precision == "fp32":
+        config["INFERENCE_PRECISION_HINT"] = "f32"
+    request = core.compile_model(model, "CPU", config).create_infer_request()
+    for name, value in feed.items():
+        request.set_tensor(name, openvino.Tensor(value))
+
+    def step() -> None:
+        request.start_async()
+        request.wait()
+
+    return step
+
+
+def benchmark_app(bundle: Bundle, artefact: Artefact, threads: int) -> float | None:
+    """Median ms of OpenVINO's own tool on the same file."""
+    tool = shutil.which("benchmark_app", path=str(Path(sys.executable).parent))
+    if tool is None or artefact.runtime != "openvino":
+        return None
+    contract = bundle.manifest.contract
+    shapes = {contract.input_names[0]: contract.input_shape, **{s.name: s.shape for s in contract.states}}
+    text = ",".join(f"{name}[1,{','.join(map(str, shape))}]" for name, shape in shapes.items())
+    command = [tool, "-m", str(bundle.root / artefact.folder / artefact.entry), "-hint", "none", "-nstreams", "1",
+               "-nthreads", str(threads), "-api", "sync", "-t", "4", "-shape", text]  # fmt: skip
+    command += ["-infer_precision", "f32"] if artefact.precision == "fp32" else []
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = re.search(r"Median:\s+([\d.]+) ms", done.stdout)
+    return float(found.group(1)) if found else None
+
+
+def measure(name: str, bundle: Bundle, threads: int, steps: int) -> tuple[list[list[Any]], dict[str, Any]]:
+    """Rows of the table and the raw figures for one model."""
+    contract = bundle.manifest.contract
+    frame = np.random.default_rng(2).standard_normal((1, *contract.input_shape)).astype(np.float32)
+    calls: dict[str, Callable[[], object]] = {}
+    for artefact in bundle.manifest.artefacts:
+        options = Options(threads=threads)
+        # Clip models are timed by the clip: the sliding window is the same for all.
+        session = load(artefact.runtime).open(bundle.root / artefact.folder, artefact, contract, options)
+        calls[f"{artefact.key} session"] = lambda session=session: session.step(frame)
+        calls[f"{artefact.key} own"] = own_loop(bundle, artefact, threads)
+    times = bench_calls(calls, steps, 5, f"{name}, {threads} threads", block=5, rest_s=0.003)
+    rows, data = [], {}
+    for artefact in bundle.manifest.artefacts:
+        key = artefact.key
+        mine, own = times[f"{key} session"], times[f"{key} own"]
+        quiet, least = (float(np.percentile(latency.samples_ms, 10)) for latency in (mine, own))
+        alone = try_alone(bundle, key, Options(threads=threads))
+        tool = benchmark_app(bundle, artefact, threads)
+        data[key] = {"session": mine.as_dict(samples=True), "own_loop": own.as_dict(samples=True), "alone": alone,
+                     "session_p10_ms": quiet, "own_loop_p10_ms": least, "benchmark_app_median_ms": tool}  # fmt: skip
+        parity = f"{alone['max_diff']:.0e}" if artefact.precision == "fp32" else f"{alone['decibels']:.0f} dB"
+        rows.append([
+            name, artefact.runtime, artefact.precision, threads, f"{mine.p50_ms:.2f} / {mine.p95_ms:.2f}",
+            f"{quiet:.2f}", f"{least:.2f}", f"{quiet - least:+.2f} ({(quiet / least - 1):+.0%})",
+            "" if tool is None else f"{tool:.2f}", f"{alone['peak_rss_mib']:.0f}",
+            f"{artefact.metrics['size_bytes'] / 2**20:.1f}", f"{alone['load_ms']:.0f}", parity,
+            f"{alone['agreement']:.0%}",
+        ])  # fmt: skip
+    gc.collect()
+    return rows, data
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=112)
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--only", nargs="+", default=["student", "r2plus1d", "vit-s"])
+    parser.add_argument("--bundles", type=Path, help="Keep the exported bundles here and use those there are.")
+    args = parser.parse_args()
+    rows: list[list[Any]] = []
+    data: dict[str, Any] = {"side": args.side, "width": args.width}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in args.only:
+            bundle = bundle_of(name, args.side, args.width, args.bundles or Path(scratch))
+            for threads in args.threads:
+                found, data[f"{name} x{threads}"] = measure(name, bundle, threads, args.steps)
+                rows += found
+    columns = ["model", "runtime", "precision", "threads", "step p50 / p95 ms", "step p10", "own loop p10",
+               "session adds, ms", "benchmark_app", "peak MiB", "file MiB", "load ms", "parity", "agreement",
+               ]  # fmt: skip
+    caption = (
+        f"{args.side} px; student of width {args.width:g}, clips of {FRAMES} frames. p10 (the least disturbed tenth of "
+        "the calls) compares a session with the runtime's own loop in the same interleaved run; the machine was shared."
+    )
+    print(save("runtimes", caption, columns, rows, data))
+
+
+if __name__ == "__main__":
+    main()
