@@ -33,7 +33,6 @@ from train.detect.source import BoxedVideo, Windows, augment, load_boxed
 from train.detect.teacher import FastestDet, refine
 from train.loop import Plan, fit, is_main, main_first, wait_for_all
 from train.models.pretrained import start_from as encoder_from
-from train.models.registry import layer_of
 from train.models.store import Card, Model, build, load_model, save_model
 from train.models.student import StreamStudent
 from train.stages.common import parents_of, start_from
@@ -221,15 +220,11 @@ def _started(model: Model, start: Model) -> Model:
 
 
 def _rates(model: Model, freeze: int) -> Callable[[str], float]:
-    """Zero for the first ``freeze`` blocks and what stands before them, by the parameters' names."""
+    """Zero for the first ``freeze`` blocks of the backbone and what stands before them, by the parameters' names."""
     prefix = "encoder." if isinstance(model, ClipDetector) else ""
     order = model.encoder.layers() if isinstance(model, ClipDetector) else _layers(model)
-
-    def rate(name: str) -> float:
-        head = name.startswith(("heads.", "readout."))
-        return float(head or not freeze or layer_of(name.removeprefix(prefix), order) > freeze)
-
-    return rate
+    frozen = tuple(f"{prefix}{layer}." for layer in order[: freeze + 1]) if freeze else ()
+    return lambda name: 0.0 if name.startswith(frozen) and frozen else 1.0
 
 
 def _layers(model: Model) -> list[str]:
