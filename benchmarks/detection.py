@@ -163,7 +163,7 @@ def draw(bundle: Bundle, data: BoxData, key: str) -> None:
     spec = session.contract.detection
     assert spec is not None
     cells = []
-    for part, wanted in zip(data.split("test"), (6, 40, 16, 14), strict=True):
+    for part, wanted in zip(data.split("test"), (6, 12, 14, 20), strict=True):
         session.reset()
         for index, seen in enumerate(read_boxed(part, preprocess)):
             answer = session.step(preprocess.normalise(seen.picture)[None])[0]
