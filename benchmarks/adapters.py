@@ -23,8 +23,7 @@ from toolkit.contract import Array
 from toolkit.errors import VidonError
 
 Call = Callable[[], object]
-FORMS = {"openvino-fp32": ("stateful",), "openvino-int8": ("stateful",), "litert-fp32": ("compiled",),
-         "torch-fp32": ("compiled",)}  # fmt: skip
+FORMS = {"openvino-fp32": ("stateful",), "openvino-int8": ("stateful",), "litert-fp32": ("compiled",)}
 
 
 def onnxruntime_before(bundle: Bundle, key: str, frame: Array, threads: int) -> Call:
@@ -111,9 +110,9 @@ def calls_of(bundle: Bundle, frame: Array, threads: int) -> tuple[dict[str, Call
     reasons: dict[str, str] = {}
     for artefact in bundle.manifest.artefacts:
         key = artefact.key
-        if artefact.runtime in BEFORE:
+        if artefact.runtime in BEFORE:  # torch's session did not change
             calls[f"{key} before"] = BEFORE[artefact.runtime](bundle, key, frame, threads)
-        for form in (None, *FORMS.get(key, ())):
+        for form in (None, *FORMS.get(key, ())) if artefact.runtime in BEFORE else ():
             try:
                 session = open_session(bundle, key, options=Options(threads=threads, form=form))
             except VidonError as error:
@@ -129,7 +128,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=112)
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--bundles", type=Path)
     args = parser.parse_args()
     frame = np.random.default_rng(1).standard_normal((1, 3, args.side, args.side)).astype(np.float32)

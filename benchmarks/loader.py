@@ -6,11 +6,11 @@ Bare: each worker opens its files and decodes every frame with one thread, witho
 each into an RGB array. Loader: the training loop's own feed of a decoding source; every file once an epoch, as the
 whole clip (every frame is decoded, 10 pictures a second are converted, scaled, batched and sent to the parent) or as a
 window of 16 pictures. Both take turns in one run and are warm: processes are running, files are in the page cache.
+On a busy machine read the processor time a file, which other programs do not change, not the clock.
 """
 
 import argparse
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable
@@ -47,55 +47,45 @@ def bare(paths: list[str], convert: bool) -> int:
     return count
 
 
-def bare_rate(paths: list[str], workers: int, convert: bool, pool: ProcessPoolExecutor) -> float:
-    """Files a second; small portions keep all workers busy to the end."""
+def worker_cpu_s(parent: int) -> dict[int, float]:
+    """Processor seconds of every process below ``parent`` (Linux)."""
+    ticks, found = os.sysconf("SC_CLK_TCK"), {}
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            values = place.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(values[1]) == parent:
+            number = int(place.parent.name)
+            found |= {number: (int(values[11]) + int(values[12])) / ticks, **worker_cpu_s(number)}
+    return found
+
+
+def measured(work: Callable[[], object], files: float) -> tuple[float, float]:
+    """(files a second, processor milliseconds a file of this process and its workers)."""
+    before, own_s, started_s = worker_cpu_s(os.getpid()), time.process_time(), time.perf_counter()
+    work()
+    wall_s, own_s = time.perf_counter() - started_s, time.process_time() - own_s
+    after = worker_cpu_s(os.getpid())
+    return files / wall_s, 1e3 * (own_s + sum(s - before.get(n, 0.0) for n, s in after.items())) / files
+
+
+def bare_rate(paths: list[str], convert: bool, pool: ProcessPoolExecutor) -> tuple[float, float]:
+    """Decode all files; small portions keep all workers busy to the end."""
     parts = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)] * EPOCHS
-    started_s = time.perf_counter()
-    list(pool.map(bare, parts, [convert] * len(parts)))
-    return EPOCHS * len(paths) / (time.perf_counter() - started_s)
+    return measured(lambda: list(pool.map(bare, parts, [convert] * len(parts))), EPOCHS * len(paths))
 
 
 def loader_rate(data: Dataset, frames: int, workers: int) -> tuple[float, float]:
-    """Files a second: in the first epoch (the timelines are read too) and after it.
-
-    When the clock starts, each worker is somewhere in a batch: half a batch each is not counted.
-    """
+    """After a first epoch, in which the timelines are read; the workers are as far ahead at the end as at the start."""
     source = VideoSource(data, "train", Preprocess(), frames)
-    order = Order(len(source), BATCH, 1 + EPOCHS, 0, 1, 1, 0)
+    order = Order(len(source), BATCH, 3 + EPOCHS, 0, 1, 1, 0)
     feed = Feed(source, order, 0, 1, workers, torch.device("cpu"))
-    feed.next()
-    rates = []
-    for steps in (order.per_epoch - 1, EPOCHS * order.per_epoch):
-        started_s = time.perf_counter()
-        for _ in range(steps):
-            feed.next()
-        rates.append((steps - workers / 2) * BATCH / (time.perf_counter() - started_s))
+    for _ in range(order.per_epoch):
+        feed.next()
+    steps = EPOCHS * order.per_epoch
+    found = measured(lambda: [feed.next() for _ in range(steps)], steps * BATCH)
     feed.close()
-    return rates[0], rates[1]
-
-
-def cpu_ms(work: Callable[[], object], files: int) -> float:
-    """Processor time a file in this process: what other programs on the machine do does not count."""
-    started_s = time.process_time()
-    work()
-    return 1e3 * (time.process_time() - started_s) / files
-
-
-def costs(data: Dataset, paths: list[str], frames: tuple[int, int], rounds: int) -> dict[str, list[float]]:
-    """Processor milliseconds a file of each way, in turns; timelines are known."""
-    some = list(range(0, len(paths), 2))
-    sources = [VideoSource(data, "train", Preprocess(), count) for count in frames]
-    ways: list[Callable[[], object]] = [
-        lambda: bare([paths[i] for i in some], False),
-        lambda: bare([paths[i] for i in some], True),
-        *(lambda s=s: [s.batch(some[i : i + BATCH], 0) for i in range(0, len(some), BATCH)] for s in sources),
-    ]  # fmt: skip
-    found: dict[str, list[float]] = {name: [] for name in WAYS}
-    for turn in range(rounds + 1):
-        for name, way in zip(WAYS, ways, strict=True):
-            cost = cpu_ms(way, len(some))
-            if turn:
-                found[name].append(cost)
     return found
 
 
@@ -113,47 +103,31 @@ def main() -> None:
     data = index_clips(args.data)
     data = dataclasses.replace(data, clips=data.split("train")[:: args.every])
     paths = [str(clip.path) for clip in data.clips]
-    seconds = 5  # the longest clip
-    cpu = costs(data, paths, (10 * seconds, 16), args.rounds)
     rows, raw = [], {}
     for workers in args.workers:
         with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
-            calls: list[Callable[[], tuple[float, ...]]] = [
-                lambda n=workers, p=pool: (bare_rate(paths, n, False, p),),
-                lambda n=workers, p=pool: (bare_rate(paths, n, True, p),),
-                lambda n=workers: loader_rate(data, 10 * seconds, n),
-                lambda n=workers: loader_rate(data, 16, n),
-            ]
-            ways = dict(zip(WAYS, calls, strict=True))
-            bare_rate(paths, workers, True, pool)
-            rates: dict[str, list[tuple[float, ...]]] = {name: [] for name in ways}
+            bare_rate(paths, True, pool)
+            rates: dict[str, list[tuple[float, float]]] = {name: [] for name in WAYS}
             for _ in range(args.rounds):
-                for name, way in ways.items():
-                    rates[name].append(way())
+                rates[WAYS[0]].append(bare_rate(paths, False, pool))
+                rates[WAYS[1]].append(bare_rate(paths, True, pool))
+                rates[WAYS[2]].append(loader_rate(data, 50, workers))
+                rates[WAYS[3]].append(loader_rate(data, 16, workers))
+        base = [float(np.median([cpu for _, cpu in rates[name]])) for name in WAYS[:2]]
         for name, found in rates.items():
-            against = [np.median([one[-1] / other[0] for one, other in zip(found, rates[base], strict=True)])
-                       for base in ("bare, decode only", "bare, decode to RGB")]  # fmt: skip
-            first = "" if len(found[0]) == 1 else f"{np.median([one[0] for one in found]):.0f}"
-            rate = float(np.median([one[-1] for one in found]))
-            cost = f"{np.median(cpu[name]):.1f}"
-            rows.append([workers, name, cost, f"{rate:.0f}", first, f"{against[0]:.0%}", f"**{against[1]:.0%}**"])
+            rate, cpu = (float(np.median(values)) for values in zip(*found, strict=True))
+            against = float(np.median([a / b for (a, _), (b, _) in zip(found, rates[WAYS[1]], strict=True)]))
+            rows.append([workers, name, f"{cpu:.1f}", f"{base[0] / cpu:.0%}", f"**{base[1] / cpu:.0%}**",
+                         f"{rate:.0f}", f"{against:.0%}"])  # fmt: skip
             print(rows[-1], flush=True)
         raw[str(workers)] = rates
-    columns = [
-        "workers",
-        "",
-        "CPU ms/file",
-        "files/s",
-        "files/s, first epoch",
-        "files/s of decode only",
-        "files/s of decode to RGB",
-    ]
+    columns = ["workers", "", "CPU ms/file", "of decode only", "of decode to RGB", "files/s by the clock",
+               "of decode to RGB by the clock"]  # fmt: skip
     caption = (
-        f"{len(paths)} videos of 1 to 5 s, 298x224, H.264; median of {args.rounds} interleaved rounds and of the "
-        f"ratios within a round; load average {os.getloadavg()[0]:.0f}. CPU time is of one process, warm."
+        f"{len(paths)} videos of 1 to 5 s, 298x224, H.264; {args.rounds} interleaved rounds. CPU time is of all "
+        f"workers and the parent; the clock also sees what else runs here (load average {os.getloadavg()[0]:.0f})."
     )
-    print(save("loader", caption, columns, rows, {"rates": raw, "cpu_ms": cpu, "files": len(paths), "batch": BATCH}))
-    print(json.dumps(raw))
+    print(save("loader", caption, columns, rows, {"rates": raw, "files": len(paths), "batch": BATCH}))
 
 
 if __name__ == "__main__":

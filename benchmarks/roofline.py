@@ -4,9 +4,9 @@
 
 Measured here: the peak of matrix products in fp32 and int8 (oneDNN through OpenVINO) and the bandwidth of copies by
 size of the working set. A layer's bound is the larger of arithmetic over peak and bytes moved (input, weights, output
-once each) over the bandwidth at that size; OpenVINO's profile of the real step gives each layer's time. Machine and
-step are measured in turns. The bound takes the fp32 peak from a large square product: no depthwise convolution can
-reach it, which is why its share is small whatever the runtime does.
+once each) over the bandwidth at that size. OpenVINO's profile of the real step gives each layer's time, of which the
+median over the steps is taken: on a shared machine no whole step is left alone. The peak is that of a square product:
+no depthwise convolution can reach it, which is why its share is small whatever the runtime does.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from deploy.export.step import flat_step, sample_inputs
 from toolkit.bundle import Bundle
 
 SIZES_MIB = (0.25, 1, 4, 16, 64)
-EDGE = 1024
+EDGE = 384
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,18 +112,31 @@ def step_request(bundle: Bundle, key: str) -> Any:
     return request
 
 
-def profile(request: Any) -> tuple[list[float], float]:
-    """(ms of each convolution and product in order of the graph, ms of everything else) of the last step."""
-    heavy, rest = [], 0.0
-    for row in request.get_profiling_info():
-        ms = row.real_time.total_seconds() * 1e3
-        number = re.search(r"(?:conv2d|linear|MatMul)(?:_(\d+))?", row.node_name)
-        if row.node_type in ("Convolution", "FullyConnected", "MatMul") and ms > 0:
-            place = 10**6 if "linear" in row.node_name else int((number and number.group(1)) or 0)
-            heavy.append((place, ms))
-        else:
-            rest += ms
-    return [ms for _, ms in sorted(heavy)], rest
+def profile(bundle: Bundle, key: str, steps: int = 20) -> tuple[list[list[float]], list[float]]:
+    """(ms of each convolution and product in order of the graph, ms of everything else), for each of ``steps``.
+
+    OpenVINO tells the mean since the model was compiled: a step's own time is the difference of two sums.
+    """
+    request, heavy, rest = step_request(bundle, key), [], []
+    before: dict[str, float] = {}
+    for count in range(1, steps + 1):
+        request.infer()
+        sums = {row.node_name: row.real_time.total_seconds() * 1e3 * count for row in request.get_profiling_info()}
+        own = {name: value - before.get(name, 0.0) for name, value in sums.items()}
+        kinds = {row.node_name: row.node_type for row in request.get_profiling_info()}
+        placed = {name: place for name, kind in kinds.items() if (place := _place(name, kind)) is not None}
+        heavy.append([own[name] for name in sorted(placed, key=lambda name: placed[name])])
+        rest.append(sum(value for name, value in own.items() if name not in placed))
+        before = sums
+    return heavy, rest
+
+
+def _place(name: str, kind: str) -> int | None:
+    """Where a layer stands in the graph; None for what is no convolution or product."""
+    if kind.startswith(("FullyConnected", "MatMul")):
+        return 10**6
+    number = re.search(r"conv2d(?:_(\d+))?", name)
+    return int((number and number.group(1)) or 0) if kind.startswith(("Convolution", "GroupConvolution")) else None
 
 
 def milliseconds(call: Any) -> float:
@@ -134,29 +147,28 @@ def milliseconds(call: Any) -> float:
 
 
 def measure(bundle: Bundle, rounds: int) -> dict[str, Any]:
-    """Machine and step in turns; the best of each, since the machine is shared."""
+    """The machine's best and the step's median, by turns."""
     products = {precision: product(precision) for precision in ("fp32", "int8")}
-    steps = {key: step_request(bundle, key) for key in ("openvino-fp32", "openvino-int8")}
     arrays = {mib: np.ones(int(mib * 2**20 / 8), np.float32) for mib in SIZES_MIB}
     targets = {mib: np.empty_like(array) for mib, array in arrays.items()}
     best: dict[str, float] = {}
     bandwidth = dict.fromkeys(SIZES_MIB, 0.0)
-    profiles: dict[str, list[tuple[list[float], float]]] = {key: [] for key in steps}
+    steps: dict[str, tuple[list[list[float]], list[float]]] = {"fp32": ([], []), "int8": ([], [])}
     for _ in range(rounds):
         for name, request in products.items():
-            best[name] = min(best.get(name, 1e9), *(milliseconds(request.infer) for _ in range(3)))
+            best[name] = min(best.get(name, 1e9), *(milliseconds(request.infer) for _ in range(40)))
         for mib, array in arrays.items():
-            repeats = max(3, int(16 / mib))
+            repeats = max(4, int(16 / mib))
             ms = min(milliseconds(lambda a=array, t=targets[mib]: np.copyto(t, a)) for _ in range(repeats))
             bandwidth[mib] = max(bandwidth[mib], 2 * array.nbytes / ms / 1e6)
-        for name, request in steps.items():
-            for _ in range(5):
-                took = milliseconds(request.infer)
-                if took < best.get(name, 1e9):
-                    best[name] = took
-                profiles[name].append(profile(request))
-    return {"best_ms": best, "peak_gflops": {name: 2 * EDGE**3 / best[name] / 1e6 for name in products},
-            "bandwidth_gb_s": bandwidth, "profiles": profiles}  # fmt: skip
+        for name, (heavy, rest) in steps.items():
+            more = profile(bundle, f"openvino-{name}")
+            # The first steps still meet cold caches.
+            heavy += more[0][2:]
+            rest += more[1][2:]
+    return {"peak_gflops": {name: 2 * EDGE**3 / best[name] / 1e6 for name in products},
+            "bandwidth_gb_s": bandwidth, "layers_ms": {name: np.median(heavy, 0).tolist() for name, (heavy, _) in
+            steps.items()}, "rest_ms": {name: float(np.median(rest)) for name, (_, rest) in steps.items()}}  # fmt: skip
 
 
 def main() -> None:
@@ -164,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=112)
     parser.add_argument("--width", type=float, default=1.0)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--bundles", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -174,9 +186,8 @@ def main() -> None:
     layers = layers_of(build("student", args.side, args.width))
     rows = []
     for precision, width in (("fp32", 4), ("int8", 1)):
-        runs = [run for run in found["profiles"][f"openvino-{precision}"] if len(run[0]) == len(layers)]
-        assert runs, "the profile does not show the layers of the model one by one"
-        least = np.min([run[0] for run in runs], axis=0)
+        least = found["layers_ms"][precision]
+        assert len(least) == len(layers), "the profile does not show the layers of the model one by one"
         bounds = [layer.bound_ms(found["peak_gflops"][precision], found["bandwidth_gb_s"], width) for layer in layers]
         for kind in dict.fromkeys(layer.kind for layer in layers):
             chosen = [index for index, layer in enumerate(layers) if layer.kind == kind]
@@ -185,7 +196,8 @@ def main() -> None:
             rows.append(
                 [precision, kind, len(chosen), f"{macs:.1f}", f"{bound:.3f}", f"{took:.3f}", f"{bound / took:.0%}"]
             )
-        whole, rest = found["best_ms"][f"openvino-{precision}"], min(run[1] for run in runs)
+        rest = found["rest_ms"][precision]
+        whole = sum(least) + rest
         macs = sum(layer.macs for layer in layers) / 1e6
         rows.append([precision, "all else (states, sums, reorders)", "", "", "", f"{rest:.3f}", ""])
         rows.append([precision, "whole step", len(layers), f"{macs:.1f}", f"{sum(bounds):.3f}", f"{whole:.3f}",
@@ -194,7 +206,7 @@ def main() -> None:
     peaks = found["peak_gflops"]
     speeds = ", ".join(f"{mib:g} MiB {rate:.0f}" for mib, rate in found["bandwidth_gb_s"].items())
     caption = (
-        f"Student of width {args.width:g} at {args.side} px, OpenVINO, one thread, best of {5 * args.rounds} steps. "
+        f"Student of width {args.width:g} at {args.side} px, OpenVINO, one thread, median of {18 * args.rounds} steps. "
         f"Peak fp32 {peaks['fp32']:.0f} GFLOP/s, int8 {peaks['int8']:.0f} GOP/s; copies in GB/s by size: {speeds}."
     )
     found["layers"] = [[layer.kind, layer.macs, layer.values] for layer in layers]

@@ -9,7 +9,9 @@ Memory and load time (imports included) come from a process per target; OpenVINO
 """
 
 import argparse
+import datetime
 import gc
+import json
 import re
 import shutil
 import subprocess
@@ -23,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import save
+from benchmarks.common import RESULTS, save
 from deploy.bench import bench_calls
 from deploy.export import export_bundle
 from deploy.runtimes import Options, load
@@ -183,7 +185,8 @@ def measure(name: str, bundle: Bundle, threads: int, steps: int) -> tuple[list[l
         session = load(artefact.runtime).open(bundle.root / artefact.folder, artefact, contract, options)
         calls[f"{artefact.key} session"] = lambda session=session: session.step(frame)
         calls[f"{artefact.key} own"] = own_loop(bundle, artefact, threads)
-    times = bench_calls(calls, steps, 5, f"{name}, {threads} threads", block=5, rest_s=0.003)
+    count = steps if contract.kind == "stream" else max(10, steps // 3)
+    times = bench_calls(calls, count, 3, f"{name}, {threads} threads", block=5, rest_s=0.003)
     rows, data = [], {}
     for artefact in bundle.manifest.artefacts:
         key = artefact.key
@@ -205,6 +208,15 @@ def measure(name: str, bundle: Bundle, threads: int, steps: int) -> tuple[list[l
     return rows, data
 
 
+def today() -> tuple[list[list[Any]], dict[str, Any]]:
+    """Rows and figures of this day's result, if there is one: each model is one run of its own."""
+    found = sorted(RESULTS.glob(f"runtimes_*_{datetime.date.today().isoformat()}.json"))
+    if not found:
+        return [], {}
+    kept = json.loads(found[-1].read_text())
+    return kept["table"]["rows"], kept["data"]
+
+
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -213,10 +225,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--only", nargs="+", default=["student", "r2plus1d", "vit-s"])
+    parser.add_argument("--add", action="store_true", help="Add to today's result instead of replacing it.")
     parser.add_argument("--bundles", type=Path, help="Keep the exported bundles here and use those there are.")
     args = parser.parse_args()
-    rows: list[list[Any]] = []
-    data: dict[str, Any] = {"side": args.side, "width": args.width}
+    rows, data = today() if args.add else ([], {})
+    data |= {"side": args.side, "width": args.width}
+    rows = [row for row in rows if row[0] not in args.only]
     with tempfile.TemporaryDirectory() as scratch:
         for name in args.only:
             bundle = bundle_of(name, args.side, args.width, args.bundles or Path(scratch))

@@ -9,6 +9,7 @@ count. ``data`` is what a step spends on getting its batch: without a worker the
 
 import argparse
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,11 +33,11 @@ KINDS = ("data", "forward", "backward", "optimizer", "other")
 
 
 def footage(root: Path, preprocess: Preprocess) -> Source:
-    """Every video under ``root``, sixteen times: each time another window is cut from it."""
+    """Every video under ``root``, a hundred times: each time another window is cut from it."""
     from train.data.videos import VideoSource
 
     videos = sorted(path for path in root.rglob("*.mp4"))
-    clips = tuple(Clip(video, "any", "train", video.stem) for video in videos for _ in range(16))
+    clips = tuple(Clip(video, "any", "train", video.stem) for video in videos for _ in range(100))
     return VideoSource(Dataset(root, ("any",), clips), "train", preprocess, FRAMES)
 
 
@@ -84,23 +85,24 @@ def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "intel_sample_videos")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=12)
     args = parser.parse_args()
     torch.set_num_threads(1)
     preprocess = Preprocess(size=(SIDE, SIDE), fps=10)
     rows, data = [], {}
     for workers in args.workers:
-        lines = run(footage(args.data, preprocess), workers, args.steps, preprocess)[1:]
+        first, *lines = run(footage(args.data, preprocess), workers, args.steps, preprocess)
         seconds = {kind: sum(line["seconds"].get(kind, 0.0) for line in lines) for kind in KINDS}
-        steps, total = args.steps * len(lines), sum(seconds.values())
+        steps, total = lines[-1]["step"] - first["step"], sum(seconds.values())
         shares = [f"{100 * seconds[kind] / total:.1f} %" for kind in KINDS]
         rows.append([workers, f"{1000 * total / steps:.0f}", *shares])
         data[str(workers)] = lines
     millions = sum(parameter.numel() for parameter in autoencoder().parameters()) / 1e6
     caption = (
         f"Masked pretraining of {millions:.1f} million parameters, clips {FRAMES}x{SIDE}x{SIDE} of real footage, "
-        f"batch {BATCH}, one training thread; share of each step's time."
+        f"batch {BATCH}, one training thread; share of each step's time. "
+        f"Load of the machine meanwhile: {os.getloadavg()[1]:.0f} processes on {os.cpu_count()} cores."
     )
     path = save("step_time", caption, ["decoding workers", "ms a step", *KINDS], rows, data)
     print(*rows, sep="\n")

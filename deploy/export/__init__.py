@@ -102,7 +102,7 @@ def export_bundle(
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             metrics = {"size_bytes": float(size), **result.metrics}
             artefacts.append(artefact.model_copy(update={"metrics": metrics}))
-        sources = Sources(flat_step(model), contract, maker.feeds, lambda: maker.make("litert", "fp32"), Path(scratch))
+        sources = Sources(flat_step(model), contract, maker.feeds, Path(scratch))
         artefacts += add_targets(chips, sources, staging, golden)
         _put(manifest, tuple(artefacts))
     return open_bundle(path)

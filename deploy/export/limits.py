@@ -70,8 +70,6 @@ _RULES = (
     _Rule(_NPUS, "conv3d", _always, "it works on 5-D tensors, the chip's compiler on 4-D", _FLAT),
     _Rule(_NPUS, "max_pool3d", _always, "it works on 5-D tensors, the chip's compiler on 4-D", _FLAT),
     _Rule(_NPUS, "avg_pool3d", _always, "it works on 5-D tensors, the chip's compiler on 4-D", _FLAT),
-    _Rule("ethosu-.*", "abs", _always, "the quantiser leaves it in float, so it would run on the processor",
-          'use student.readout = "average"'),
 )  # fmt: skip
 
 

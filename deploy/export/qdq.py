@@ -5,6 +5,7 @@ compiler that folds a ReLU into the layer before it would otherwise lose its ran
 the sign of the activations is what the target wants.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,15 +16,18 @@ from deploy.export.step import Feeds
 from toolkit.contract import Contract
 from toolkit.errors import MissingDependency
 
-__all__ = ["MOVES", "qdq_onnx"]
+__all__ = ["MOVES", "Activations", "Prepare", "qdq_onnx"]
 
+Prepare = Callable[[Any], None]
 Activations = Literal["u8", "s8", "s8-symmetric"]
 #: Operators that move values without changing them.
 MOVES = {"Concat", "Slice", "Transpose", "Reshape", "Identity", "Pad", "Split", "Squeeze", "Unsqueeze", "Flatten"}
 
 
-def qdq_onnx(source: Path, contract: Contract, feeds: Feeds, path: Path, activations: Activations) -> None:
-    """Quantise a float ONNX file; weights are s8, symmetric and per channel.
+def qdq_onnx(
+    source: Path, contract: Contract, feeds: Feeds, path: Path, activations: Activations, prepare: Prepare | None = None
+) -> None:
+    """Quantise a float ONNX file; weights are s8, symmetric and per channel. ``prepare`` may change the float graph.
 
     QNN wants ``u8`` (symmetric activations there silently lose the ReLU of Clip(0, 6)), RKNN ``s8``, TensorRT
     ``s8-symmetric`` with float biases.
@@ -35,6 +39,8 @@ def qdq_onnx(source: Path, contract: Contract, feeds: Feeds, path: Path, activat
         raise MissingDependency("onnxruntime", "export") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     model = onnx.load(str(source))
+    if prepare is not None:
+        prepare(model.graph)
     _set_outputs_apart(onnx, model.graph)
     prepared = path.with_name(f"{path.name}.float.onnx")
     symmetric, kinds = activations == "s8-symmetric", {node.op_type for node in model.graph.node}

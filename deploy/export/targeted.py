@@ -14,8 +14,10 @@ from deploy.estimate import Estimate
 from deploy.export import qnn, rknn, tensorrt, vela
 from deploy.export.feedback import feedback_litert
 from deploy.export.limits import find_blockers
+from deploy.export.litert import float_litert
 from deploy.export.onnx import float_onnx
-from deploy.export.qdq import Activations, qdq_onnx
+from deploy.export.qdq import Activations, Prepare, qdq_onnx
+from deploy.export.rewrite import for_npu
 from deploy.export.step import Feeds, hushed
 from deploy.targets import Target
 from deploy.verify import check_artefact
@@ -35,12 +37,11 @@ Compile = Callable[[Path, Target, Path], Estimate | None]
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What every target is made from: the flat float step, its calibration feeds, its LiteRT file, and room to work."""
+    """What every target is made from: the flat float step, its calibration feeds, and room to work."""
 
     step: Any
     contract: Contract
     feeds: Callable[[], Feeds]
-    litert: Callable[[], Path]
     scratch: Path
 
     def onnx(self) -> Path:
@@ -50,14 +51,21 @@ class Sources:
             float_onnx(self.step, self.contract, path, opset=_OPSET, batch=1)
         return path
 
+    def litert(self) -> Path:
+        """The float LiteRT file for Vela, without the operators that it would leave to the processor."""
+        path = self.scratch / "npu.tflite"
+        if not path.exists():
+            float_litert(for_npu(self.step), self.contract, path)
+        return path
+
 
 def _feedback(sources: Sources, path: Path) -> None:
     feedback_litert(sources.litert(), sources.contract, sources.feeds(), path)
 
 
-def _qdq(activations: Activations) -> Quantise:
+def _qdq(activations: Activations, prepare: Prepare | None = None) -> Quantise:
     def quantise(sources: Sources, path: Path) -> None:
-        qdq_onnx(sources.onnx(), sources.contract, sources.feeds(), path, activations)
+        qdq_onnx(sources.onnx(), sources.contract, sources.feeds(), path, activations, prepare)
 
     return quantise
 
@@ -65,7 +73,7 @@ def _qdq(activations: Activations) -> Quantise:
 #: runtime -> (file that is shipped, how its answers are checked, how it is quantised, how it is compiled)
 _ROADS: dict[str, tuple[str, Evidence, Quantise, Compile]] = {
     "ethosu": (vela.ENTRY, "simulated", _feedback, vela.compile_vela),
-    "rknn": (rknn.ENTRY, "simulated", _qdq("s8"), rknn.compile_rknn),
+    "rknn": (rknn.ENTRY, "simulated", _qdq("s8", rknn.four_dimensions), rknn.compile_rknn),
     "qnn": (qnn.ENTRY, "simulated", _qdq("u8"), qnn.compile_qnn),
     "tensorrt": (tensorrt.ENTRY, "compiled", _qdq("s8-symmetric"), tensorrt.compile_tensorrt),
 }

@@ -234,3 +234,25 @@ def test_what_vela_refuses_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ToolError, match=r"^ethos-u: ") as caught:
         compile_vela(tmp_path / "bad.tflite", TARGETS["u55-128"], tmp_path / "out")
     assert "\n" not in str(caught.value)
+
+
+def test_a_bundles_report_labels_what_is_estimated(bundle: Bundle, tmp_path: Path) -> None:
+    from deploy.bundle_report import report_of
+    from deploy.report import write_report
+    from toolkit.bundle import open_bundle, seal
+
+    copy = tmp_path / "npu.vidon"
+    shutil.copytree(bundle.root, copy)
+    estimate = estimate_of_vela("u55-128", "5.2.0", *_sample())
+    made = artefact().model_copy(update={"metrics": {"size_bytes": 10.0, "agreement": 1.0, **estimate.metrics}})
+    (copy / made.folder).mkdir()
+    (copy / made.folder / "estimate.json").write_text(estimate.model_dump_json())
+    seal(copy, bundle.manifest.model_copy(update={"artefacts": (*bundle.manifest.artefacts, made)}))
+    report = report_of(open_bundle(copy))
+    rungs = {rung.name: rung for rung in report.rungs}
+    assert rungs["ethosu-int8-u55-128"].evidence == "estimated"
+    assert rungs["ethosu-int8-u55-128"].p50_ms == estimate.inference_ms
+    assert rungs["litert-fp32"].p50_ms is None
+    page = write_report(report, tmp_path / "report").read_text()
+    assert "vendor-estimated by ethos-u-vela 5.2.0" in page
+    assert "Quantize (serving_default_frame_quantized)" in page

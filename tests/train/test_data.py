@@ -12,6 +12,7 @@ from toolkit.preprocess import Preprocess
 from toolkit.video import read_pictures
 from train.data.clips import Augment, load_pictures, normalise, normalise_on_device
 from train.data.index import index_clips
+from train.stages import open_data, pretrain
 
 PRE = Preprocess(size=(SIDE, SIDE))
 
@@ -81,6 +82,18 @@ def test_each_mistake_is_one_clear_line(tmp_path: Path, files: dict[str, str], m
     with pytest.raises(UserError, match=message) as caught:
         index_clips(tmp_path / "d.csv" if "d.csv" in files else tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_videos_without_labels_are_enough_for_pretraining(tmp_path: Path) -> None:
+    for index in range(12):
+        write_video(tmp_path / "clips" / f"{index}.avi", 2, index)
+    recipe = tiny_recipe(tmp_path / "clips", pretrain={"epochs": 1})
+    with pytest.raises(UserError, match="12 videos lie in no class folder"):
+        open_data(recipe)
+    data = open_data(recipe, labelled=False)
+    assert data.index.labels == ("unlabelled",)
+    assert len(data.index.clips) == 12
+    assert (pretrain(recipe, tmp_path / "out") / "model.safetensors").is_file()
 
 
 def test_missing_data_is_named(tmp_path: Path) -> None:

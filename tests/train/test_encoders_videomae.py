@@ -86,14 +86,14 @@ def _mask(tokens: int, hidden: int) -> Tensor:
     return torch.zeros(2, tokens, dtype=torch.bool).scatter_(1, order[:, :hidden], True)
 
 
-def _same_logits(theirs: Any, ours: torch.nn.Module, clip: Tensor) -> None:
+def _assert_same_logits(theirs: Any, ours: torch.nn.Module, clip: Tensor) -> None:
     with torch.no_grad():
         want = theirs(clip.transpose(1, 2)).logits
         assert want.std() > 0.05
         torch.testing.assert_close(ours(clip), want, atol=1e-5, rtol=1e-5)
 
 
-def _same_loss(theirs: Any, ours: torch.nn.Module, clip: Tensor, mask: Tensor) -> None:
+def _assert_same_loss(theirs: Any, ours: torch.nn.Module, clip: Tensor, mask: Tensor) -> None:
     with torch.no_grad():
         want = theirs(clip.transpose(1, 2), bool_masked_pos=mask).loss
         assert want > 0.05
@@ -102,13 +102,15 @@ def _same_loss(theirs: Any, ours: torch.nn.Module, clip: Tensor, mask: Tensor) -
 
 @pytest.mark.parametrize("settings", [{}, {"qv_bias": False}, {"layer_norm_eps": 1e-3}])
 @pytest.mark.parametrize("safe", [True, False])
-def test_a_transformers_classifier_gives_the_same_logits(settings: dict[str, Any], safe: bool, tmp_path: Path) -> None:
+def test_a_transformers_classifier_gives_the_assert_same_logits(
+    settings: dict[str, Any], safe: bool, tmp_path: Path
+) -> None:
     theirs = _classifier(**SMALL, **settings)
     theirs.save_pretrained(tmp_path)
     if not safe:
         torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
         (tmp_path / "model.safetensors").unlink()
-    _same_logits(theirs, load_classifier(tmp_path), _clip())
+    _assert_same_logits(theirs, load_classifier(tmp_path), _clip())
 
 
 def test_biases_of_queries_and_values_are_found_under_both_names(tmp_path: Path) -> None:
@@ -117,19 +119,19 @@ def test_biases_of_queries_and_values_are_found_under_both_names(tmp_path: Path)
     names = set(load_file(tmp_path / "model.safetensors"))
     assert names != set(theirs.state_dict())
     save_file(theirs.state_dict(), tmp_path / "model.safetensors")
-    _same_logits(theirs, load_classifier(tmp_path), _clip())
+    _assert_same_logits(theirs, load_classifier(tmp_path), _clip())
 
 
 @pytest.mark.parametrize("pooled", [True, False])
 @pytest.mark.parametrize("normed", [True, False])
-def test_a_transformers_pretrainer_gives_the_same_loss(pooled: bool, normed: bool, tmp_path: Path) -> None:
+def test_a_transformers_pretrainer_gives_the_assert_same_loss(pooled: bool, normed: bool, tmp_path: Path) -> None:
     theirs = _pretrainer(**SMALL, use_mean_pooling=pooled, norm_pix_loss=normed)
     theirs.save_pretrained(tmp_path)
-    _same_loss(theirs, load_pretraining(tmp_path), _clip(), _mask(32, 24))
+    _assert_same_loss(theirs, load_pretraining(tmp_path), _clip(), _mask(32, 24))
 
 
 @pytest.mark.parametrize("wrapper", ["model", "module", None, "safetensors"])
-def test_the_original_layout_gives_the_same_logits(wrapper: str | None, tmp_path: Path) -> None:
+def test_the_original_layout_gives_the_assert_same_logits(wrapper: str | None, tmp_path: Path) -> None:
     theirs = _classifier(**SMALL, layer_norm_eps=1e-6)
     theirs.fc_norm.eps = 1e-6  # the original's, everywhere
     weights = _original(theirs.state_dict(), pretraining=False)
@@ -140,27 +142,27 @@ def test_the_original_layout_gives_the_same_logits(wrapper: str | None, tmp_path
     else:
         settings = {"epoch": 3, "args": argparse.Namespace(lr=1e-3)}  # beside the weights, as the original does
         torch.save({wrapper: weights, **settings} if wrapper else weights, file)
-    _same_logits(theirs, load_classifier(file, heads=4, frames=4, side=32), _clip())
+    _assert_same_logits(theirs, load_classifier(file, heads=4, frames=4, side=32), _clip())
 
 
-def test_the_original_pretraining_layout_gives_the_same_loss(tmp_path: Path) -> None:
+def test_the_original_pretraining_layout_gives_the_assert_same_loss(tmp_path: Path) -> None:
     theirs = _pretrainer(**SMALL, use_mean_pooling=False, layer_norm_eps=1e-6)
     theirs.decoder.norm.eps = 1e-6
     torch.save({"model": _original(theirs.state_dict(), pretraining=True)}, tmp_path / "checkpoint.pth")
     ours = load_pretraining(tmp_path / "checkpoint.pth", heads=4, decoder_heads=2, frames=4, side=32)
-    _same_loss(theirs, ours, _clip(), _mask(32, 24))
+    _assert_same_loss(theirs, ours, _clip(), _mask(32, 24))
 
 
 @pytest.mark.slow
-def test_vit_b_gives_the_same_logits_and_loss(tmp_path: Path) -> None:
+def test_vit_b_gives_the_assert_same_logits_and_loss(tmp_path: Path) -> None:
     clip = _clip(1, 16, 224)
     theirs = _classifier(**BASE)
     theirs.save_pretrained(tmp_path / "classifier")
-    _same_logits(theirs, load_classifier(tmp_path / "classifier"), clip)
+    _assert_same_logits(theirs, load_classifier(tmp_path / "classifier"), clip)
     del theirs
     pretrainer = _pretrainer(use_mean_pooling=False)
     pretrainer.save_pretrained(tmp_path / "pretrainer")
-    _same_loss(pretrainer, load_pretraining(tmp_path / "pretrainer"), clip, _mask(1568, 1408)[:1])
+    _assert_same_loss(pretrainer, load_pretraining(tmp_path / "pretrainer"), clip, _mask(1568, 1408)[:1])
 
 
 def _vit(**settings: Any) -> Any:
@@ -291,4 +293,4 @@ def test_settings_beside_another_file_are_not_taken_for_its_own(tmp_path: Path) 
     theirs.fc_norm.eps = 1e-6
     torch.save({"model": _original(theirs.state_dict(), pretraining=False)}, tmp_path / "checkpoint.pth")
     (tmp_path / "config.json").write_text(json.dumps({"image_size": 64, "num_attention_heads": 3}))
-    _same_logits(theirs, load_classifier(tmp_path / "checkpoint.pth", heads=4, frames=4, side=32), _clip())
+    _assert_same_logits(theirs, load_classifier(tmp_path / "checkpoint.pth", heads=4, frames=4, side=32), _clip())

@@ -75,7 +75,11 @@ def test_every_objective_teaches_every_encoder_it_applies_to(name: str) -> None:
         if name not in applying(encoder):
             continue
         torch.manual_seed(0)
-        model = mixture(encoder, {name: 1.0}, {})
+        small: dict[str, dict[str, object]] = {
+            "adversarial": {"width": 8, "critic_width": 4},
+            "autoencoder": {"width": 8},
+        }
+        model = mixture(encoder, {name: 1.0}, {key: value for key, value in small.items() if key == name})
         clips, optimizer = some_clips(), torch.optim.AdamW(model.parameters(), 3e-3)
         losses = []
         for _ in range(25):
@@ -239,3 +243,15 @@ def test_the_plan_counts_the_passes_of_the_objectives(tmp_path: Path) -> None:
     )
     assert contrastive == pytest.approx(3 * plain, rel=1e-3)
     assert both > plain
+
+
+def test_the_stage_trains_a_cnn_with_what_applies_to_it(tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data", train=4, val=1)
+    cnn: dict[str, object] = {"encoder": "r2plus1d", "width": 0.0625}
+    with pytest.raises(UserError, match="objective 'masked' does not apply to R2Plus1D"):
+        pretrain(tiny_recipe(root, teacher=cnn), tmp_path / "masked")
+    settings = {"contrastive": {"momentum": 0.9, "queue": 8}}
+    optim = {"epochs": 1, "batch": 4, "objectives": {"contrastive": 1.0}, "settings": settings}
+    out = pretrain(tiny_recipe(root, teacher=cnn, pretrain=optim), tmp_path / "out")
+    assert json.loads((out / "done.json").read_text())["stage"] == "pretrain"
+    assert not any("follower" in name for name in load_file(out / "model.safetensors"))

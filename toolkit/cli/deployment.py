@@ -246,15 +246,17 @@ def camera(
 
 @app.command()
 def report(
-    reports: Annotated[list[Path], typer.Argument(help="report.json files or their folders, one per device.")],
+    reports: Annotated[list[Path], typer.Argument(help="report.json files, their folders, or bundles.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("report"), as_json: Json = False,
 ) -> None:  # fmt: skip
     """Write one report again, or compare several devices on one page.
 
     Example: **vidon report pi5/report.json jetson/report.json --out comparison**
     """
+    from deploy.bundle_report import report_of
     from deploy.report import load_report, write_comparison, write_report
+    from toolkit.bundle import open_bundle
 
-    loaded = [load_report(path) for path in reports]
+    loaded = [report_of(open_bundle(p)) if (p / "manifest.json").is_file() else load_report(p) for p in reports]
     page = write_report(loaded[0], out) if len(loaded) == 1 else write_comparison(loaded, out)
     say(as_json, {"page": str(page)}, str(page))

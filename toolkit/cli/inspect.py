@@ -10,7 +10,7 @@ __all__ = ["check_data", "index_of", "list_devices"]
 
 
 def index_of(root: Path, form: str = "auto", videos: Path | None = None, fold: int = 1) -> "Dataset":
-    """The clips of ``root``; one class, or none, is no mistake here."""
+    """The clips of ``root`` in the format asked for."""
     from toolkit.recipe import load_recipe
     from train.data.index import index_data
 

@@ -30,7 +30,7 @@ def pretrain(
     recipe: RecipeFile = None, out: Out = Path("runs/pretrained"), set_: Set = None, processes: Processes = 1,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Masked video modelling of the teacher's encoder; labels are not used.
+    """Self-supervised training of the teacher's encoder by the objectives of the recipe; labels are not used.
 
     Example: **vidon pretrain recipe.toml --out runs/pretrained --set pretrain.epochs=50**
     """

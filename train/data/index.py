@@ -74,8 +74,11 @@ def index_data(
     splits: Literal["make", "given"] = "make",
     labelled: bool = True,
 ) -> Dataset:
-    """The clips of a recipe's ``[data]`` section; the rest as in :func:`index_clips`."""
-    where = Where(config.root, config.videos, config.fold)
+    """The clips of a recipe's ``[data]`` section; the rest as in :func:`index_clips`.
+
+    Without ``labelled`` one class is enough, and videos may lie in no class folder at all.
+    """
+    where = Where(config.root, config.videos, config.fold, labelled)
     return _index(where, config.format, labels, splits, labelled)
 
 

@@ -88,7 +88,9 @@ class Adversarial(nn.Module):
 
     def generator_terms(self, made_BCTHW: Tensor, clip_BCTHW: Tensor) -> dict[str, Tensor]:
         """What the encoder and decoder learn from the discriminator; its own weights get no gradient."""
-        frozen = {name: tensor.detach().clone() for name, tensor in self.critic.state_dict().items()}
+        # Not from state_dict, which under FSDP2 holds shards. Buffers are copied: spectral norm writes into its own.
+        frozen = {name: weight.detach() for name, weight in self.critic.named_parameters()}
+        frozen |= {name: buffer.clone() for name, buffer in self.critic.named_buffers()}
 
         def judge(clip: Tensor) -> Any:
             return functional_call(self.critic, frozen, (clip,))

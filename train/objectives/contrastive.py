@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from train.data.batch import Batch
+from train.loop.checkpoint import sharded
 from train.objectives.features import Encoder, borrow, pooled, shape_of
 from train.objectives.views import Strength, strong
 
@@ -128,7 +129,8 @@ class Contrastive(nn.Module):
         assert isinstance(self.encoder, nn.Module)
         slow = dict(self.follower.named_buffers())
         for name, weight in nn.ModuleList([self.encoder, self.projector]).named_parameters():
-            slow[name].lerp_(weight, 1 - self.config.momentum)
+            full: Tensor = weight.full_tensor() if sharded(weight) else weight  # type: ignore[attr-defined]
+            slow[name].lerp_(full, 1 - self.config.momentum)
 
     @torch.no_grad()
     def _remember(self, key_KD: Tensor) -> None:

@@ -47,17 +47,20 @@ class Data:
     augment: Augment
 
 
-def open_data(recipe: Recipe, cache: Path | None = None) -> Data:
+def open_data(recipe: Recipe, cache: Path | None = None, labelled: bool = True) -> Data:
     """Index the clips of a recipe and open training and validation, in memory or decoded on demand.
+
+    Without ``labelled`` the labels are not used, so one class, or videos in no class folder, will do.
 
     Raises:
         UserError: whatever is wrong with the data, in one line.
     """
-    index = index_data(recipe.data)
+    index = index_data(recipe.data, labelled=labelled)
     train = open_source(recipe.data, index, "train", recipe.preprocess, random=True, cache=cache)
     has_val = any(clip.split == "val" for clip in index.clips)
     val = open_source(recipe.data, index, "val", recipe.preprocess, random=False, cache=cache) if has_val else None
-    augment = Augment(recipe.preprocess, index.labels, recipe.data.mirror, recipe.data.flips)
+    flips = recipe.data.flips if labelled else {}
+    augment = Augment(recipe.preprocess, index.labels, recipe.data.mirror, flips)
     return Data(index, train, val, augment)
 
 
@@ -102,7 +105,8 @@ def run_stage(
     decided["run"] = {key: resolved["run"][key] for key in ("precision", "accumulate")}  # the rest is how, not what
     for where in ("root", "videos", "device"):  # the same clips found elsewhere are the same data
         del decided["data"][where]
-    clips = index_data(recipe.data).digest()
+    labelled = name != "pretrain"
+    clips = index_data(recipe.data, labelled=labelled).digest()
     text = json.dumps([name, decided, clips, parents], sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()
     done = out / "done.json"
@@ -112,7 +116,7 @@ def run_stage(
     with main_first(recipe.run):
         if is_main():
             _begin(recipe, out, key)
-        data = open_data(recipe, out.parent / "cache")
+        data = open_data(recipe, out.parent / "cache", labelled)
     model = work(data)
     if is_main():
         labels = data.index.labels

@@ -8,7 +8,10 @@ from toolkit.video import VIDEO_SUFFIXES
 from train.data.clip import SPLITS, Clip, split_name
 from train.data.formats.reading import Where, list_folders, list_videos
 
-__all__ = ["found", "read"]
+__all__ = ["UNLABELLED", "found", "read"]
+
+#: What videos are labelled that lie in no class folder.
+UNLABELLED = "unlabelled"
 
 
 def found(where: Where) -> bool:
@@ -35,11 +38,14 @@ def read(where: Where) -> list[Clip]:
         for folder in list_folders(split):
             name = split_name(split.name) if splits else ""
             clips += [Clip(path, folder.name, name, path.stem) for path in list_videos(folder)]
+    if not clips and not where.labelled:
+        clips = [Clip(path, UNLABELLED, "", path.stem) for path in list_videos(root)]
     if not clips:
         kinds = " ".join(sorted(VIDEO_SUFFIXES))
         loose = f"{len(list_videos(root))} videos lie in no class folder; " if list_videos(root) else ""
         raise UserError(f"data {root} holds no video: {loose}expected <class>/*.mp4 or <split>/<class>/*.mp4 ({kinds})")
-    _refuse_deeper(root, clips, [folder for folder in folders if folder not in splits])
+    if where.labelled:
+        _refuse_deeper(root, clips, [folder for folder in folders if folder not in splits])
     return clips
 
 

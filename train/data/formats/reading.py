@@ -19,11 +19,15 @@ _URL = re.compile(r"^(https?):/+", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """root: the list file, folder or URL; videos: where its videos lie, if elsewhere; fold: which published split."""
+    """root: the list file, folder or URL; videos: where its videos lie, if elsewhere; fold: which published split.
+
+    Without ``labelled``, videos that lie in no class folder are welcome.
+    """
 
     root: Path
     videos: Path | None = None
     fold: int = 1
+    labelled: bool = True
 
     @property
     def name(self) -> str:
