@@ -48,7 +48,8 @@ def cpu_seconds(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str
     return samples
 
 
-def save(name: str, caption: str, columns: list[str], rows: list[list[Any]], data: dict[str, Any]) -> Path:
+def save(name: str, caption: str, columns: list[str], rows: list[list[Any]], data: dict[str, Any],
+         evidence: str = "measured") -> Path:  # fmt: skip
     """Write ``benchmarks/results/<name>_<device>_<date>.json`` and return its path."""
     machine = describe_machine()
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -62,7 +63,7 @@ def save(name: str, caption: str, columns: list[str], rows: list[list[Any]], dat
             "commit": commit.stdout.strip(),
             "machine": machine.model_dump(),
             "versions": versions(),
-            "evidence": "measured",
+            "evidence": evidence,
             "caption": caption,
             "table": {"columns": columns, "rows": rows},
             "data": data,

@@ -33,6 +33,7 @@ from train.stages import distill
 
 TARGETS = ("u55-128", "u55-256", "u65-512", "u85-256", "rk3588", "rk3566", "hexagon-v73", "sm8650", "rtx-sm89")
 EPOCHS, CLIPS = 10, 100
+_NAMES = {"layers": {"__all__": {"name"}}}  # long, and of no use in a result
 
 
 def student(folder: Path) -> tuple[Recipe, Path]:
@@ -96,7 +97,7 @@ def main() -> None:
         rows.append(row(artefact, played, estimate))
         data[artefact.key] = {
             "played": played.as_dict(), "metrics": artefact.metrics, "evidence": artefact.evidence,
-            "estimate": None if estimate is None else estimate.model_dump(mode="json"),
+            "estimate": None if estimate is None else estimate.model_dump(mode="json", exclude=_NAMES),
         }  # fmt: skip
     columns = ["target", "runtime", "answers", "SNR, dB", "agreement", "left to the processor", "estimated ms",
                "estimated cycles", "SRAM, KiB", "flash, KiB", "file, KiB"]  # fmt: skip
@@ -110,7 +111,7 @@ def main() -> None:
         "are vendor-estimated."
     )
     data["tools"] = {tool.name: tool.version for tool in TOOLS.values()}
-    print(save("npu", caption, columns, rows, data))
+    print(save("npu", caption, columns, rows, data, evidence="simulated, compiled, vendor-estimated"))
 
 
 if __name__ == "__main__":

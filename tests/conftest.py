@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from deploy.export import export_bundle
+from devices.tools.environment import home as vidon_home
 from tests.deploy.conftest import PRECISIONS, RUNTIME_NAMES, SIDE, lively_student, streams
 from toolkit.bundle import Bundle
 from toolkit.preprocess import Preprocess
@@ -13,8 +14,11 @@ from train.models.student import StreamStudent
 
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Tests neither see nor change what vidon has learned about this machine."""
+    """Tests neither see nor change what vidon has learned about this machine; vendors' tools they may use."""
     folder = tmp_path_factory.mktemp("home")
+    tools = vidon_home() / "tools"
+    if tools.is_dir():
+        (folder / "tools").symlink_to(tools.resolve(), target_is_directory=True)
     monkeypatch.setenv("VIDON_HOME", str(folder))
     return folder
 
