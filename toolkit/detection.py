@@ -145,5 +145,5 @@ def to_frame(boxes_M4: Floats, preprocess: Preprocess, rows: int, cols: int) -> 
 
 def _seen(preprocess: Preprocess, rows: int, cols: int) -> tuple[int, int, int, int]:
     """Left, top, width and height of the part of a frame that the model sees."""
-    top, left, high, wide = preprocess.window((rows, cols))
-    return left, top, wide, high
+    top, left, height, width = preprocess.window((rows, cols))
+    return left, top, width, height

@@ -323,23 +323,22 @@ def load_recipe(path: Path | None, overrides: tuple[str, ...] = ()) -> Recipe:
 
 def _rooted(recipe: Recipe, folder: Path, overrides: tuple[str, ...]) -> Recipe:
     """Paths of the file are relative to its folder; those of the command line are not. Hub names stay as they are."""
-    changed: dict[str, Any] = {}
-    for section, keys in (("data", ("root", "videos")), ("detection", ("teacher", "teacher_labels"))):
-        part = getattr(recipe, section)
-        given = {key: getattr(part, key) for key in keys if not _overridden(overrides, f"{section}.{key}")}
-        rooted = {key: folder / value for key, value in given.items() if value is not None and not _remote(value)}
-        changed[section] = part.model_copy(update=rooted)
+    data = {key: folder / value for key in ("root", "videos") if (value := getattr(recipe.data, key)) is not None
+            and not re.match("https?:/", value.as_posix()) and not _overridden(overrides, f"data.{key}")}  # fmt: skip
     teacher = {}
     for key, mark in (("pretrained", ""), ("encoder", "hf:")):
         name = getattr(recipe.teacher, key) or ""
         beside = folder / name.removeprefix(mark)
         if name and name.startswith(mark) and beside.exists() and not _overridden(overrides, f"teacher.{key}"):
             teacher[key] = f"{mark}{beside}"
-    return recipe.model_copy(update={**changed, "teacher": recipe.teacher.model_copy(update=teacher)})
-
-
-def _remote(path: Path) -> bool:
-    return re.match("https?:/", path.as_posix()) is not None
+    detection = {key: folder / value for key in ("teacher", "teacher_labels")
+                 if (value := getattr(recipe.detection, key)) is not None
+                 and not _overridden(overrides, f"detection.{key}")}  # fmt: skip
+    rooted = {
+        "data": recipe.data.model_copy(update=data), "teacher": recipe.teacher.model_copy(update=teacher),
+        "detection": recipe.detection.model_copy(update=detection),
+    }  # fmt: skip
+    return recipe.model_copy(update=rooted)
 
 
 def _overridden(overrides: tuple[str, ...], key: str) -> bool:

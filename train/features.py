@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from toolkit.errors import UserError
 from toolkit.files import sha256, writable_dir, write_bytes
@@ -80,8 +80,9 @@ def embed(model: Model, clips_BTCHW: Tensor) -> Tensor:
     with torch.no_grad():
         if isinstance(model, StreamStudent):
             return _embed_stream(model, clips_BTCHW)
-        encoder: Any = model.encoder if isinstance(model, ClipDetector) else model
-        seen: Tensor = encoder.embed(clips_BTCHW.transpose(1, 2))
+        if isinstance(model, ClipDetector):
+            raise UserError("a detector answers with boxes, not with an embedding of the clip: give a classifier")
+        seen: Tensor = model.embed(clips_BTCHW.transpose(1, 2))
         return seen
 
 
@@ -89,8 +90,8 @@ def _embed_stream(student: StreamStudent, clips_BTCHW: Tensor) -> Tensor:
     """Mean over the frames after the warm-up of what the readout's linear layers see, joined."""
     readout = student.readout
     if isinstance(readout, BoxReadout):
-        raise UserError("a streaming detector answers with boxes: embed with a classifier or a clip encoder")
-    layers = [readout.head] if isinstance(readout, AverageReadout) else list(readout.heads)
+        raise UserError("a detector answers with boxes, not with an embedding of the clip: give a classifier")
+    layers: list[nn.Module] = [readout.head] if isinstance(readout, AverageReadout) else list(readout.heads)
     caught: list[Tensor] = []
     hooks = [layer.register_forward_pre_hook(lambda _, given: caught.append(given[0])) for layer in layers]
     try:

@@ -94,7 +94,7 @@ class CompiledSession(StepSession):
             raise UserError(f"litert: {path} has no compiled form ({reads[0]} for an input): use the form interpreter")
         shapes = {state.name: state.shape for state in contract.states}
         shapes |= {state.output: state.shape for state in contract.states}
-        shapes |= {contract.input_names[0]: contract.input_shape, "logits": (contract.classes,)}
+        shapes |= {contract.input_names[0]: contract.input_shape, "logits": (contract.answer_width,)}
         self._read_sizes = [batch * int(np.prod(shapes[name])) for name in reads]
         self._write_sizes = [batch * int(np.prod(shapes[name])) for name in writes]
         ins, outs = _tensors(path)
@@ -127,8 +127,8 @@ class CompiledSession(StepSession):
             if not any(buffer is kept for kept in following):
                 self._pool[size].append(buffer)
         self._inputs = following
-        answer = self._answer.read(self.batch * self.contract.classes, np.float32)
-        return np.array(answer, np.float32).reshape(self.batch, self.contract.classes)
+        answer = self._answer.read(self.batch * self.contract.answer_width, np.float32)
+        return np.array(answer, np.float32).reshape(self.batch, self.contract.answer_width)
 
     def _output(self, place: int) -> Any:
         """A buffer for one output."""

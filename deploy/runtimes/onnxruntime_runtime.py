@@ -88,7 +88,7 @@ class _Session(StepSession):
         """Two bindings over two sets of states: one reads the first and writes the second, the other back."""
         self._zeros = list(contract.zeros(batch).values())
         self._frame = self._value(np.zeros((batch, *contract.input_shape), np.float32))
-        self._logits = np.zeros((batch, contract.classes), np.float32)
+        self._logits = np.zeros((batch, contract.answer_width), np.float32)
         out = self._ort.OrtValue.ortvalue_from_numpy(self._logits)
         self._sets = [[self._value(zero.copy()) for zero in self._zeros] for _ in range(2)]
         self._bindings = []

@@ -90,7 +90,7 @@ class _Request:
         self._request = compiled.create_infer_request()
         # The tensors borrow the arrays' memory: they are kept here as long as the request.
         self.frame = np.zeros((batch, *contract.input_shape), np.float32)
-        self.logits = np.zeros((batch, contract.classes), np.float32)
+        self.logits = np.zeros((batch, contract.answer_width), np.float32)
         self._request.set_tensor(contract.input_names[0], ov.Tensor(self.frame, shared_memory=True))
         self._request.set_tensor("logits", ov.Tensor(self.logits, shared_memory=True))
         # Bound once: infer() looks nothing up and, without inputs, copies nothing.

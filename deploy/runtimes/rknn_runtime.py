@@ -60,7 +60,7 @@ class _BoardSession(StepSession):
         inputs = [np.ascontiguousarray(v.transpose(0, 2, 3, 1)) for v in (frame_BCHW, *self._states)]
         logits, *following = self._rknn.inference(inputs=inputs, data_format=["nhwc"] * len(inputs))
         self._states = [v.reshape(1, *s.shape) for s, v in zip(self.contract.states, following, strict=True)]
-        return np.array(logits, np.float32).reshape(1, self.contract.classes)
+        return np.array(logits, np.float32).reshape(1, self.contract.answer_width)
 
     def _forget(self) -> None:
         self._states = list(self.contract.zeros().values())

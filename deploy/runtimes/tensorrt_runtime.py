@@ -147,7 +147,7 @@ class _GpuSession(StepSession):
         self._context = _engine(trt, folder, artefact).create_execution_context()
         sizes = {state.name: 4 * int(np.prod(state.shape)) for state in contract.states}
         self._frame = self._cuda.allocate(4 * int(np.prod(contract.input_shape)))
-        self._logits = self._cuda.allocate(4 * contract.classes)
+        self._logits = self._cuda.allocate(4 * contract.answer_width)
         self._now = {name: self._cuda.allocate(size) for name, size in sizes.items()}
         self._next = {name: self._cuda.allocate(size) for name, size in sizes.items()}
         self._sizes = sizes
@@ -167,7 +167,7 @@ class _GpuSession(StepSession):
             self._context.set_tensor_address(state.output, self._next[state.name])
         if not self._context.execute_async_v3(0):
             raise UnavailableDevice("TensorRT could not run the step")
-        answer = np.empty((1, self.contract.classes), np.float32)
+        answer = np.empty((1, self.contract.answer_width), np.float32)
         self._cuda.get(answer, self._logits)
         self._now, self._next = self._next, self._now
         return answer

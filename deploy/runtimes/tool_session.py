@@ -71,7 +71,7 @@ class ToolSession(StepSession):
         feed = {self.contract.input_names[0]: frame_BCHW, **self._states}
         _, found = self._worker.call("step", self._names, feed)
         self._states = {s.name: found[s.output].reshape(1, *s.shape) for s in self.contract.states}
-        answer: Array = found["logits"].reshape(1, self.contract.classes)
+        answer: Array = found["logits"].reshape(1, self.contract.answer_width)
         return answer
 
     def _forget(self) -> None:

@@ -147,13 +147,15 @@ def augment(
     theta = torch.stack(
         [torch.stack([scale * flip, zero, shift[0]], 1), torch.stack([zero, scale, shift[1]], 1)], 1
     )  # fmt: skip
-    grid = functional.affine_grid(theta, [count, 1, height, width], align_corners=False)
+    device = clips.device  # draws are made on the CPU, the same on every device
+    grid = functional.affine_grid(theta.to(device), [count, 1, height, width], align_corners=False)
     folded = clips.reshape(count, frames * channels, height, width)
     clips = functional.grid_sample(folded, grid, align_corners=False, padding_mode="border")
     clips = clips.reshape(count, frames, channels, height, width)
-    gain = torch.empty(count, 1, channels, 1, 1).uniform_(0.8, 1.2, generator=generator)
-    lift = torch.empty(count, 1, channels, 1, 1).uniform_(-0.2, 0.2, generator=generator)
-    boxes, labels = _moved(boxes, labels, (scale, shift, flip), (height, width))
+    gain = torch.empty(count, 1, channels, 1, 1).uniform_(0.8, 1.2, generator=generator).to(device)
+    lift = torch.empty(count, 1, channels, 1, 1).uniform_(-0.2, 0.2, generator=generator).to(device)
+    draw = (scale.to(device), shift.to(device), flip.to(device))
+    boxes, labels = _moved(boxes, labels, draw, (height, width))
     return clips * gain + lift, boxes, labels
 
 
@@ -167,7 +169,7 @@ def _moved(
     down = ((boxes_BTM4[..., 1::2] * 2 / height - 1) - shift[1][..., None]) / scale[..., None]
     across, down = (across.sort(-1).values + 1) * width / 2, (down + 1) * height / 2
     moved = torch.stack([across[..., 0], down[..., 0], across[..., 1], down[..., 1]], -1)
-    limit = torch.tensor([width, height, width, height], dtype=moved.dtype)
+    limit = torch.tensor([width, height, width, height], dtype=moved.dtype, device=moved.device)
     cut = torch.minimum(moved.clamp(min=0), limit)
     area, left = ((b[..., 2:] - b[..., :2]).prod(-1) for b in (moved, cut))
     lost = (labels_BTM >= 0) & (left < 0.25 * area)

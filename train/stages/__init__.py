@@ -7,14 +7,4 @@ from train.stages.finetune import finetune
 from train.stages.pretrain import pretrain
 from train.stages.probe import probe
 
-__all__ = [
-    "Data",
-    "detect_encoder",
-    "detect_student",
-    "distill",
-    "finetune",
-    "open_data",
-    "pretrain",
-    "probe",
-    "prune",
-]
+__all__ = ["Data", "detect_encoder", "detect_student", "distill", "finetune", "open_data", "pretrain", "probe", "prune"]

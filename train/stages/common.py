@@ -25,7 +25,16 @@ from train.models.mobilenet_v2 import IMAGENET, load_imagenet
 from train.models.store import Card, Model, fingerprint, load_model, load_teacher, save_model
 from train.models.student import StreamStudent
 
-__all__ = ["Data", "card_of", "guide_of", "open_data", "parents_of", "run_stage", "start_from", "validator"]
+__all__ = [
+    "Data",
+    "card_of",
+    "guide_of",
+    "open_data",
+    "parents_of",
+    "run_stage",
+    "start_from",
+    "validator",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +134,8 @@ def run_stage(
     return out
 
 
-def _begin(recipe: Recipe, out: Path, key: str) -> None:
-    """Leave the recipe; a checkpoint of other settings cannot be continued and goes."""
-    writable_dir(out)
-    if (out / "checkpoint.safetensors").is_file() and not _says(out / "started.json", key):
-        (out / "checkpoint.safetensors").unlink()
-    (out / "done.json").unlink(missing_ok=True)
-    write_text(out / "recipe.json", recipe.model_dump_json(indent=2) + "\n")
-    write_json(out / "started.json", {"key": key})
-
-
 def start_from(student: StreamStudent, recipe: Recipe) -> None:
-    """Fill a fresh student with the weights that ``student.pretrained`` names, as far as they fit."""
+    """Load ``student.pretrained``: ImageNet weights, a TFLite file or a saved model's folder."""
     source = recipe.student.pretrained
     if source is None:
         return
@@ -148,6 +147,16 @@ def start_from(student: StreamStudent, recipe: Recipe) -> None:
         student.load_state_dict({n: t for n, t in state.items() if n in own and own[n].shape == t.shape}, strict=False)
     else:
         load_imagenet(student, source)
+
+
+def _begin(recipe: Recipe, out: Path, key: str) -> None:
+    """Leave the recipe; a checkpoint of other settings cannot be continued and goes."""
+    writable_dir(out)
+    if (out / "checkpoint.safetensors").is_file() and not _says(out / "started.json", key):
+        (out / "checkpoint.safetensors").unlink()
+    (out / "done.json").unlink(missing_ok=True)
+    write_text(out / "recipe.json", recipe.model_dump_json(indent=2) + "\n")
+    write_json(out / "started.json", {"key": key})
 
 
 def _says(file: Path, key: str) -> bool:

@@ -31,10 +31,11 @@ from train.detect.clip import ClipDetector
 from train.detect.features import FeatureWindows, features_of
 from train.detect.source import BoxedVideo, Windows, augment, load_boxed
 from train.detect.teacher import FastestDet, refine
-from train.loop import Plan, fit
+from train.loop import Plan, fit, is_main, main_first, wait_for_all
+from train.models.pretrained import start_from as encoder_from
 from train.models.store import Card, Model, build, load_model, save_model
 from train.models.student import StreamStudent
-from train.stages.common import start_from
+from train.stages.common import parents_of, start_from
 from train.tasks.detection import Detection
 
 Loss = Callable[[Batch, torch.Generator], Tensor]
@@ -84,7 +85,7 @@ def answers_of(model: Model, pictures: npt.NDArray[np.uint8], preprocess: Prepro
     """Answers (T, N) along one video (T, H, W, 3), in eval mode: a stream, or a window that ends at each frame."""
     training = model.training
     model.eval()
-    frames = normalise(pictures, preprocess)
+    frames = normalise(pictures, preprocess).to(next(model.parameters()).device)
     with torch.no_grad():
         if isinstance(model, StreamStudent):
             answers = model(frames[None])[0]
@@ -93,7 +94,7 @@ def answers_of(model: Model, pictures: npt.NDArray[np.uint8], preprocess: Prepro
             windows = past.unfold(0, model.frames, 1).permute(0, 1, 4, 2, 3)
             answers = torch.cat([model(windows[i : i + 16]) for i in range(0, len(windows), 16)])
     model.train(training)
-    table: npt.NDArray[np.float32] = answers.numpy()
+    table: npt.NDArray[np.float32] = answers.float().cpu().numpy()
     return table
 
 
@@ -101,7 +102,7 @@ def _run(
     recipe: Recipe, out: Path, kind: str, config: dict[str, Any], start: Model | None, init: Path | None,
     shrink: PruneConfig | None = None,
 ) -> Path:  # fmt: skip
-    parents = {} if init is None else {"init": sha256(init / "model.safetensors")}
+    parents = parents_of(init=init)
     data = read_coco(recipe.data.root)
     decided = {"kind": kind, "config": config, "parents": parents, "prune": shrink and shrink.model_dump(mode="json")}
     key = _key(recipe, decided, data)
@@ -109,20 +110,24 @@ def _run(
     if _says(done, key):
         note(f"  detection: already done in {out}")
         return out
-    writable_dir(out)
-    if not _says(started, key):
-        (out / "checkpoint.safetensors").unlink(missing_ok=True)  # of other settings: cannot be continued
-    done.unlink(missing_ok=True)
-    write_json(started, {"key": key})
+    with main_first(recipe.run):
+        if is_main():
+            writable_dir(out)
+            if not _says(started, key):
+                (out / "checkpoint.safetensors").unlink(missing_ok=True)  # of other settings: cannot be continued
+            done.unlink(missing_ok=True)
+            write_json(started, {"key": key})
     card = Card.model_validate({
         "kind": kind, "config": config, "labels": data.labels, "preprocess": recipe.preprocess,
         "frames": recipe.data.frames, "lineage": {"stage": "detection", "parents": parents},
     })  # fmt: skip
     model, best = _train(recipe, data, card, start, out, shrink)
-    save_model(out, model, card)
-    write_text(out / "recipe.json", recipe.model_dump_json(indent=2) + "\n")
-    write_json(done, {"key": key, "stage": "detection", "metric": "AP", "validation": best})
-    (out / "checkpoint.safetensors").unlink(missing_ok=True)
+    if is_main():
+        save_model(out, model, card)
+        write_text(out / "recipe.json", recipe.model_dump_json(indent=2) + "\n")
+        write_json(done, {"key": key, "stage": "detection", "metric": "AP", "validation": best})
+        (out / "checkpoint.safetensors").unlink(missing_ok=True)
+    wait_for_all()
     return out
 
 
@@ -136,6 +141,9 @@ def _train(
         model = _started(model, start)
     elif isinstance(model, StreamStudent):
         start_from(model, recipe)
+    else:
+        assert isinstance(model, ClipDetector)
+        encoder_from(model.encoder, recipe.teacher.pretrained)
     if isinstance(model, StreamStudent):
         if shrink is not None:
             prune_student(model, shrink.model_copy(update={"importance": "magnitude"}))
@@ -152,7 +160,7 @@ def _train(
         loss, validate = _head_loss(model, task), _head_validator(model, task, val, preprocess) if val else None
     else:
         loss = _loss(model, task, preprocess, config)
-    plan = Plan("train detector", model, loss, config, validate, _rates(config.freeze))
+    plan = Plan("train detector", model, loss, config, validate, _rates(model, config.freeze), run=recipe.run)
     return model, fit(plan, windows, out).best
 
 
@@ -186,9 +194,10 @@ def _head_validator(
     truth = [frame for video in videos for frame in video.truth]
 
     def precision() -> float:
+        device = next(model.parameters()).device
         with torch.no_grad():
-            answers = torch.cat([model.readout.clip(each[None])[0] for each in maps]).numpy()
-        return float(task.metrics(answers, truth)[task.chooses])
+            answers = torch.cat([model.readout.clip(each[None].to(device))[0] for each in maps])
+        return float(task.metrics(answers.float().cpu().numpy(), truth)[task.chooses])
 
     return precision
 
@@ -210,16 +219,18 @@ def _started(model: Model, start: Model) -> Model:
     return model
 
 
-def _rates(freeze: int) -> Callable[[str], float]:
-    """Zero for the first ``freeze`` blocks and what stands before them, by the parameters' names."""
+def _rates(model: Model, freeze: int) -> Callable[[str], float]:
+    """Zero for the first ``freeze`` blocks of the backbone and what stands before them, by the parameters' names."""
+    prefix = "encoder." if isinstance(model, ClipDetector) else ""
+    order = model.encoder.layers() if isinstance(model, ClipDetector) else _layers(model)
+    frozen = tuple(f"{prefix}{layer}." for layer in order[: freeze + 1]) if freeze else ()
+    return lambda name: 0.0 if name.startswith(frozen) and frozen else 1.0
 
-    def rate(name: str) -> float:
-        layers = name.removeprefix("encoder.")
-        if layers.startswith("blocks."):
-            return float(int(layers.split(".")[1]) >= freeze)
-        return float(not freeze or not layers.startswith(("stem", "embed")))
 
-    return rate
+def _layers(model: Model) -> list[str]:
+    """Prefixes of the parameters of a student's backbone."""
+    assert isinstance(model, StreamStudent)
+    return ["stem", *(f"blocks.{index}" for index in range(len(model.blocks)))]
 
 
 def _validator(model: Model, task: Detection, videos: list[BoxedVideo], preprocess: Preprocess) -> Callable[[], float]:
@@ -259,7 +270,9 @@ def _key(recipe: Recipe, others: dict[str, Any], data: BoxData) -> str:
     """Changes with everything that decides the result: settings, annotations, footage, starting weights."""
     resolved = json.loads(recipe.model_dump_json())
     decided = {key: resolved[key] for key in ("detection", "data", "preprocess")}
-    del decided["data"]["root"]  # the same data under another path are the same data
+    decided["run"] = {key: resolved["run"][key] for key in ("precision", "accumulate")}  # the rest is how, not what
+    for where in ("root", "videos", "device"):  # the same data found elsewhere are the same data
+        del decided["data"][where]
     sizes = [(part.path.name, part.path.stat().st_size if part.path.is_file() else 0) for part in data.footage]
     text = json.dumps([others, decided, sha256(data.path), sizes], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
