@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import save
-from benchmarks.runtimes import bundle_of
 from deploy.bench import peak_rss_mib
 from deploy.runtimes import Options, open_session
 from devices.machine import describe_machine
@@ -82,6 +81,8 @@ def main() -> None:
     )
     parser.add_argument("--bundles", type=Path)
     args = parser.parse_args()
+    from benchmarks.runtimes import bundle_of  # brings torch, which the measured processes should not carry
+
     cores = describe_machine().cores
     rows: list[list[Any]] = []
     data: dict[str, Any] = {"cores": cores, "side": args.side, "width": args.width, "runs": []}

@@ -28,8 +28,6 @@ __all__ = ["RUNTIME", "batch_file"]
 
 FORMS = ("interpreter", "compiled")
 _PACKAGES = (("ai_edge_litert", "ai_edge_litert.interpreter"), ("tflite_runtime", "tflite_runtime.interpreter"))
-# Channels last, by number of dimensions, batch included.
-_LAST = {4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 
 
 def batch_file(path: Path, batch: int) -> Path:
@@ -114,7 +112,6 @@ class _Session(StepSession):
         # With one file run for several streams in turn, their states wait here.
         shapes = [(self._turns, *target.shape) for _, target in self._links] if self._turns > 1 else []
         self._waiting = [np.zeros(shape, np.float32) for shape in shapes]
-        self._order = _LAST[len(contract.input_shape) + 1]
         self._forget()
 
     def _memory(self, index: int) -> Array:
@@ -132,7 +129,7 @@ class _Session(StepSession):
 
     def _run(self, frame_BCHW: Array) -> Array:
         if self._turns == 1:
-            np.copyto(self._frame, frame_BCHW.transpose(self._order))
+            self._put(frame_BCHW)
             self._interpreter.invoke()
             for source, target in self._links:
                 np.copyto(target, source)
@@ -140,9 +137,14 @@ class _Session(StepSession):
         answers = [self._turn(stream, frame_BCHW[stream : stream + 1]) for stream in range(self._turns)]
         return np.concatenate(answers)
 
+    def _put(self, frame_BCHW: Array) -> None:
+        """Channels to the end, one by one: three times as fast as copying from a transposed view."""
+        for channel in range(frame_BCHW.shape[1]):
+            self._frame[..., channel] = frame_BCHW[:, channel]
+
     def _turn(self, stream: int, frame_1CHW: Array) -> Array:
         """One stream of several through the file of batch 1."""
-        np.copyto(self._frame, frame_1CHW.transpose(self._order))
+        self._put(frame_1CHW)
         for waiting, (_, target) in zip(self._waiting, self._links, strict=True):
             np.copyto(target, waiting[stream])
         self._interpreter.invoke()
