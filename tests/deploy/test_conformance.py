@@ -34,7 +34,7 @@ def session(bundle: Bundle, key: str) -> Streams:
     return open_session(bundle, key, threads=1)
 
 
-def close_enough(key: str, got: np.ndarray, want: np.ndarray) -> None:
+def assert_close_enough(key: str, got: np.ndarray, want: np.ndarray) -> None:
     """Equal to rounding in fp32; in int8 a value may round to the next step when kernels change with the batch."""
     result = compare(key, got, want)
     assert result.max_diff < 1e-5 if key.endswith("fp32") else result.decibels > 25, result.summary
@@ -200,7 +200,7 @@ def test_a_batch_of_streams_equals_single_streams(bundle: Bundle, key: str) -> N
     flows = streams(3)
     got = np.stack([many.step(np.stack(frames)) for frames in zip(*flows, strict=True)])
     for index, flow in enumerate(flows):
-        close_enough(key, got[:, index], replay(one, flow))
+        assert_close_enough(key, got[:, index], replay(one, flow))
 
 
 def test_one_stream_of_a_batch_can_be_forgotten(bundle: Bundle, key: str) -> None:
@@ -210,8 +210,8 @@ def test_one_stream_of_a_batch_can_be_forgotten(bundle: Bundle, key: str) -> Non
         many.step(np.stack([a, b]))
     many.reset(1)
     got = np.stack([many.step(np.stack([a, b])) for a, b in zip(first[5:], second[5:], strict=True)])
-    close_enough(key, got[:, 0], replay(one, first)[5:])
-    close_enough(key, got[:, 1], replay(one, second[5:]))
+    assert_close_enough(key, got[:, 0], replay(one, first)[5:])
+    assert_close_enough(key, got[:, 1], replay(one, second[5:]))
     with pytest.raises(UserError, match="no stream 2"):
         many.reset(2)
 
@@ -276,10 +276,10 @@ def test_other_forms_answer_alike_and_forget_alike(bundle: Bundle, key: str, for
     first, second = streams(2)
     want = replay(plain, first)
     replay(other, second)
-    close_enough(key, replay(other, first), want)
+    assert_close_enough(key, replay(other, first), want)
     assert other.placement().detail["form"] == form
     replay(other, second)
-    close_enough(key, replay(other, first), want)
+    assert_close_enough(key, replay(other, first), want)
     other.close()
     with pytest.raises(UserError, match="closed"):
         other.step(first[:1])
@@ -289,7 +289,7 @@ def test_other_forms_answer_alike_and_forget_alike(bundle: Bundle, key: str, for
 def test_the_compiled_form_of_torch_answers_alike(bundle: Bundle) -> None:
     plain = open_session(bundle, "torch-fp32", threads=1)
     compiled = open_session(bundle, "torch-fp32", options=Options(threads=1, form="compiled"))
-    close_enough("torch-fp32", replay(compiled, streams(1)[0]), replay(plain, streams(1)[0]))
+    assert_close_enough("torch-fp32", replay(compiled, streams(1)[0]), replay(plain, streams(1)[0]))
 
 
 def test_cuda_graphs_without_a_gpu_are_refused(bundle: Bundle) -> None:
@@ -320,7 +320,7 @@ def test_the_auto_device_says_where_it_runs(bundle: Bundle) -> None:
 def test_a_throughput_session_answers_alike(bundle: Bundle, key: str) -> None:
     session = open_session(bundle, key, options=Options(threads=1, hint="throughput"))
     frames = streams(1)[0]
-    close_enough(key, replay(session, frames), replay(open_session(bundle, key, threads=1), frames))
+    assert_close_enough(key, replay(session, frames), replay(open_session(bundle, key, threads=1), frames))
 
 
 IDLE_DELEGATE = """
