@@ -59,13 +59,13 @@ def _root(
 
 
 # They register their commands on app, which must exist first.
-for _module in (
-    "data",
+for _module in (  # the order of the help: along the road
     "demo",
-    "deployment",
-    "devices",
-    "tasks",
+    "data",
     "train",
     "training",
+    "tasks",
+    "deployment",
+    "devices",
 ):
     importlib.import_module(f"toolkit.cli.{_module}")
