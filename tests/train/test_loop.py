@@ -167,3 +167,11 @@ def test_decoding_on_demand_trains_the_same_model_as_memory(tmp_path: Path) -> N
         weights.append(load_file(finetune(recipe, tmp_path / source) / "model.safetensors"))
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_misspelt_encoder_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path / "absent", teacher={"encoder": "vitb"})
+    for stage in (pretrain, finetune):
+        with pytest.raises(UserError, match=r"unknown teacher.encoder 'vitb' \(did you mean 'vit-b'\?\)"):
+            stage(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from train.models.store import ClipModel
 
-__all__ = ["ENCODERS", "Encoder", "make_encoder"]
+__all__ = ["ENCODERS", "Encoder", "make_encoder", "module_of"]
 
 #: name -> module. ``hf:<folder or hub id>`` names a classifier of ``transformers``.
 ENCODERS = {
@@ -68,9 +68,18 @@ def make_encoder(config: TeacherConfig, classes: int, preprocess: Preprocess, fr
         UserError: unknown name (the nearest is named), or a clip that the encoder cannot take.
         MissingDependency: ``hf:`` without ``transformers``.
     """
-    name = config.encoder.partition(":")[0]
+    module = importlib.import_module(module_of(config.encoder))
+    return cast("ClipModel", module.make(config, classes, preprocess, frames))
+
+
+def module_of(encoder: str) -> str:
+    """The module of an encoder, known without importing it.
+
+    Raises:
+        UserError: unknown name; the nearest is named.
+    """
+    name = encoder.partition(":")[0]
     if name not in ENCODERS:
         known = ", ".join(ENCODERS)
-        raise UserError(f"unknown teacher.encoder {config.encoder!r}{nearest(name, ENCODERS)}; encoders: {known}")
-    module = importlib.import_module(ENCODERS[name])
-    return cast("ClipModel", module.make(config, classes, preprocess, frames))
+        raise UserError(f"unknown teacher.encoder {encoder!r}{nearest(name, ENCODERS)}; encoders: {known}")
+    return ENCODERS[name]

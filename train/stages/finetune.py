@@ -21,6 +21,7 @@ from train.detect.clip import ClipDetector
 from train.evaluate import judge_split
 from train.loop import Plan, fit
 from train.models.pretrained import start_from
+from train.models.registry import module_of
 from train.models.store import Loaded, Model, build, load_model
 from train.models.student import StreamStudent
 from train.stages.common import Data, card_of, parents_of, run_stage, validator
@@ -39,6 +40,7 @@ def finetune(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
     """
     if recipe.task == "detection":
         return detect_encoder(recipe, out, init)
+    module_of(recipe.teacher.encoder)  # a misspelt name is told before anything is decoded
     start = load_model(init) if init is not None else None
     config = recipe.finetune
 

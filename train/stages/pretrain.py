@@ -10,6 +10,7 @@ from train.data.batch import Batch
 from train.data.clips import Augment
 from train.loop import Plan, fit
 from train.models.pretrained import start_from
+from train.models.registry import module_of
 from train.models.store import Model, build
 from train.objectives import Mixture, resolve
 from train.objectives.features import Encoder
@@ -24,6 +25,7 @@ def pretrain(recipe: Recipe, out: Path) -> Path:
     Raises:
         UserError: an unknown objective or setting, or one that does not apply to this encoder.
     """
+    module_of(recipe.teacher.encoder)  # a misspelt name is told before anything is decoded
     configs = resolve(recipe.pretrain.objectives, recipe.pretrain.settings)
     settings = {name: config.model_dump(mode="json") for name, config in configs.items()}
     recipe = recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update={"settings": settings})})
