@@ -236,7 +236,8 @@ def test_the_float_files_of_the_same_model_have_the_same_bytes(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])
-def test_litert_gets_a_file_of_its_own_for_a_batch(student: StreamStudent, precision: str, tmp_path: Path) -> None:
+def test_litert_gets_a_file_of_its_own_for_a_batch(precision: str, tmp_path: Path) -> None:
+    student = lively_student(StudentConfig(width=0.25, depth=0.4, look_back=True, blocks=4))
     made = export_bundle(
         student, path=tmp_path / "b.vidon", name="b", labels=("a", "b", "c", "d"),
         preprocess=Preprocess(size=(SIDE, SIDE)), rollouts=streams(4), golden_frames=streams(5)[4],
