@@ -5,7 +5,7 @@ import datetime
 from deploy.estimate import Estimate, load_estimate
 from deploy.report import Report, Rung
 from devices.machine import describe_machine
-from toolkit.bundle import Artefact, Bundle
+from toolkit.bundle import Artefact, Bundle, Manifest
 
 __all__ = ["report_of"]
 
@@ -23,10 +23,15 @@ def report_of(bundle: Bundle) -> Report:
     notes = [note for key, estimate in estimates.items() if estimate is not None for note in _notes(key, estimate)]
     return Report(
         title=f"{manifest.name}: the bundle", created=datetime.datetime.now().isoformat(timespec="seconds"),
-        machine=describe_machine(), task=manifest.task, labels=manifest.labels, best=manifest.best, notes=tuple(notes),
+        machine=describe_machine(), task=_task(manifest), labels=manifest.labels, best=manifest.best,
+        notes=tuple(notes),
         rungs=tuple(_rung(artefact, estimates[artefact.key]) for artefact in manifest.artefacts),
         reproduce=(f"vidon verify {bundle.root.name}",),
     )  # fmt: skip
+
+
+def _task(manifest: Manifest) -> str:
+    return manifest.task + (", many labels a clip" if manifest.contract.answer == "many" else "")
 
 
 def _rung(artefact: Artefact, estimate: Estimate | None) -> Rung:

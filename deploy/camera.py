@@ -22,7 +22,7 @@ from deploy.detect import found_in
 from deploy.overlay import Overlay, Scene
 from deploy.sinks import Look, Sink, VideoSink
 from toolkit.bundle import Bundle, Manifest
-from toolkit.contract import Array, Contract, Session, softmax
+from toolkit.contract import Answer, Array, Contract, Session, chosen, probabilities
 from toolkit.detection import Found, to_frame
 from toolkit.errors import BundleError, UnavailableDevice, UserError
 from toolkit.preprocess import FrameSampler
@@ -67,7 +67,7 @@ class CameraSummary:
     ``frames`` were handled and ``dropped`` skipped by the newest-frame policy; ``steps`` the model took and
     ``skipped_steps`` it owed but could not afford (a device too slow for the model's frame rate). ``stages`` maps
     each stage, and for live sources ``latency`` (frame arrived -> answer out), to its timing. ``shares`` is the
-    share of the answered steps per label (of a detector: those that show one).
+    share of the answered steps per label (of a detector: those that show one; with many labels they add up to any sum).
     """
 
     source: str
@@ -186,7 +186,8 @@ class _Clock:
 class _Answer:
     """The smoothed answer: probabilities of the mean of the last logits, warm-up left out."""
 
-    def __init__(self, window: int, warmup: int) -> None:
+    def __init__(self, window: int, warmup: int, answer: Answer = "one") -> None:
+        self._kind: Answer = answer
         self._recent: deque[Array] = deque(maxlen=window)
         self._ignore = warmup
         self.probabilities: Array | None = None
@@ -203,10 +204,10 @@ class _Answer:
             self._ignore -= 1
             return
         self._recent.append(logits_K)
-        self.probabilities = softmax(np.asarray(np.mean(self._recent, axis=0), np.float32))
+        self.probabilities = probabilities(np.asarray(np.mean(self._recent, axis=0), np.float32), self._kind)
         best = int(self.probabilities.argmax())
         self.history.append((best, float(self.probabilities[best])))
-        self.counts[best] += 1
+        self.counts.update(chosen(self.probabilities, self._kind))
         self.answered += 1
 
 
@@ -244,13 +245,14 @@ class _Loop:
     def __init__(self, bundle: Bundle, session: Session, sinks: Sequence[Sink], options: CameraOptions) -> None:
         self.manifest, self.session, self.sinks, self.options = bundle.manifest, session, sinks, options
         contract = session.contract
-        self.answer = _Answer(options.window, contract.warmup) if contract.detection is None else _Boxes(contract)
+        plain = contract.detection is None
+        self.answer = _Answer(options.window, contract.warmup, contract.answer) if plain else _Boxes(contract)
         self.clock = _Clock()
         placement = session.placement()
         self.artefact = f"{placement.runtime}-{placement.precision}"
         self.draws = any(sink.wants_picture for sink in sinks)
         title = f"{self.manifest.name}  {placement.runtime} {placement.precision} on {placement.device}"
-        self.overlay = Overlay(self.manifest.labels, title)
+        self.overlay = Overlay(self.manifest.labels, title, contract.answer)
         self.sampler = FrameSampler(self.manifest.preprocess.fps)
         self.frames = self.dropped = self.steps = self.skipped = 0
         self.beats: deque[float] = deque(maxlen=30)
@@ -314,6 +316,7 @@ class _Loop:
             labels=self.manifest.labels,
             probabilities=self.answer.probabilities,
             infer_ms=self.clock.last("infer"),
+            answer=self.session.contract.answer,
             boxes=self.answer.on_frame(self.manifest, *grabbed.frame.shape[:2]),
         )
         with self.clock.time("output"):

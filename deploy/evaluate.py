@@ -14,7 +14,11 @@ from toolkit.progress import note, track
 from toolkit.statistics import mcnemar, wilson
 from toolkit.video import read_pictures
 
-__all__ = ["Evaluation", "evaluate", "mcnemar", "wilson"]
+__all__ = ["Evaluation", "Read", "alike", "evaluate", "mcnemar", "run_clips", "wilson"]
+
+#: Decodes one video: uint8 pictures (T, H, W, 3).
+Read = Callable[[Any, Preprocess], npt.NDArray[np.uint8]]
+Frames = Sequence[Sequence[Any]]  # of each clip, the answer at each frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +62,13 @@ class Evaluation:
 
     def agreement(self, other: "Evaluation") -> float:
         """Share of frames after the warm-up on which two artefacts name the same class, over the same clips."""
-        same = total = 0
-        for mine, theirs in zip(self.frame_answers, other.frame_answers, strict=True):
-            answers = list(zip(mine, theirs, strict=True))
-            counted = answers[min(self.warmup, len(answers) - 1) :]
-            same += sum(x == y for x, y in counted)
-            total += len(counted)
-        return same / max(1, total)
+        return alike(self.frame_answers, other.frame_answers, self.warmup)
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        low, high = self.interval
+        return f"accuracy {self.accuracy:.3f} [{low:.3f}, {high:.3f}] on {len(self.truth)} clips"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
@@ -79,9 +83,20 @@ class Evaluation:
         return {**figures, "per_class": per_class, "confusion": self.confusion(), **raw}
 
 
+def alike(mine: Frames, theirs: Frames, warmup: int) -> float:
+    """Share of the frames after the warm-up on which the answers are the same, over the same clips."""
+    same = total = 0
+    for own, other in zip(mine, theirs, strict=True):
+        answers = list(zip(own, other, strict=True))
+        counted = answers[min(warmup, len(answers) - 1) :]
+        same += sum(x == y for x, y in counted)
+        total += len(counted)
+    return same / max(1, total)
+
+
 def evaluate(
     session: Session, items: Sequence[tuple[Any, str]], labels: tuple[str, ...], preprocess: Preprocess,
-    title: str = "evaluate", read: Callable[[Any, Preprocess], npt.NDArray[np.uint8]] = read_pictures,
+    title: str = "evaluate", read: Read = read_pictures,
 ) -> Evaluation:  # fmt: skip
     """Run every video as a stream from zero state; the clip's answer is that of the mean logits.
 
@@ -90,29 +105,43 @@ def evaluate(
     Raises:
         UserError: no video is left, or a label the model does not know.
     """
-    names, truth, frames, broken = [], [], [], []
-    rows: list[Array] = []
-    for path, label in track(items, title):
+    for video, label in items:
         if label not in labels:
-            raise UserError(f"label {label!r} of {path} is unknown to the model, which knows: {', '.join(labels)}")
+            raise UserError(f"label {label!r} of {video} is unknown to the model, which knows: {', '.join(labels)}")
+    good, answers, broken = run_clips(session, [video for video, _ in items], preprocess, title, read)
+    warmup = session.contract.warmup
+    table = np.stack([clip_answer(logits_TK, warmup, session.contract.answer) for logits_TK in answers])
+    return Evaluation(
+        labels, tuple(str(items[index][0]) for index in good), tuple(labels.index(items[index][1]) for index in good),
+        tuple(int(k) for k in table.argmax(1)), table,
+        tuple(tuple(int(k) for k in logits_TK.argmax(1)) for logits_TK in answers), broken, warmup,
+    )  # fmt: skip
+
+
+def run_clips(
+    session: Session, videos: Sequence[Any], preprocess: Preprocess, title: str, read: Read
+) -> tuple[list[int], list[Array], tuple[str, ...]]:
+    """Which videos could be read, the logits (T, K) of each, and what is wrong with the others, counted and named.
+
+    Raises:
+        UserError: no video is left.
+    """
+    good: list[int] = []
+    answers: list[Array] = []
+    broken: list[str] = []
+    for index, video in enumerate(track(videos, title)):
         try:
-            pictures = read(path, preprocess)
+            pictures = read(video, preprocess)
         except UserError as error:
             broken.append(str(error))
             continue
         session.reset()
-        logits = np.concatenate([session.step(preprocess.normalise(picture)[None]) for picture in pictures])
-        names.append(str(path))
-        truth.append(labels.index(label))
-        frames.append(tuple(int(k) for k in logits.argmax(1)))
-        rows.append(clip_answer(logits, session.contract.warmup))
-    if not rows:
+        answers.append(np.concatenate([session.step(preprocess.normalise(picture)[None]) for picture in pictures]))
+        good.append(index)
+    if not good:
         raise UserError(
-            f"none of the {len(items)} videos can be read; the first: {broken[0] if broken else 'none given'}"
+            f"none of the {len(videos)} videos can be read; the first: {broken[0] if broken else 'none given'}"
         )
     if broken:
-        note(f"left out {len(broken)} broken of {len(items)} videos: " + "; ".join(broken[:5]))
-    table = np.stack(rows)
-    predicted = tuple(int(k) for k in table.argmax(1))
-    warmup = session.contract.warmup
-    return Evaluation(labels, tuple(names), tuple(truth), predicted, table, tuple(frames), tuple(broken), warmup)
+        note(f"left out {len(broken)} broken of {len(videos)} videos: " + "; ".join(broken[:5]))
+    return good, answers, tuple(broken)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from toolkit.contract import Answer, chosen
 from toolkit.cv import opencv
 from toolkit.detection import Found
 
@@ -99,8 +100,8 @@ class _Type:
 class Overlay:
     """Draw scenes for one model; ``title`` names the artefact in the panel's footer."""
 
-    def __init__(self, labels: Sequence[str], title: str = "") -> None:
-        self._labels = tuple(labels)
+    def __init__(self, labels: Sequence[str], title: str = "", answer: Answer = "one") -> None:
+        self._labels, self._kind = tuple(labels), answer
         self._title = title
         self._type = _Type()
 
@@ -132,16 +133,16 @@ class Overlay:
         return canvas
 
     def _answer(self, picture: Picture, scene: Scene, scale: float) -> None:
-        """The label and its confidence, top left."""
+        """The label and its confidence, top left; of many labels all that are named."""
         px, pad = round(30 * scale), round(14 * scale)
+        named = () if scene.probabilities is None else chosen(scene.probabilities, self._kind)
         if scene.probabilities is None:
             label, share, colour = "warming up", "", _DIM
-        elif scene.boxes is not None and not len(scene.boxes):
+        elif not named or (scene.boxes is not None and not len(scene.boxes)):
             label, share, colour = "nothing", "", _DIM
         else:
-            index = int(scene.probabilities.argmax())
-            label, share = self._labels[index], f"{100 * float(scene.probabilities[index]):.0f} %"
-            colour = colour_of(index)
+            label, colour = ", ".join(self._labels[index] for index in named), colour_of(named[0])
+            share = " ".join(f"{100 * float(scene.probabilities[index]):.0f} %" for index in named[:3])
         label = self._type.fit(label, px, picture.shape[1] // 2, bold=True)
         wide = self._type.width(label, px, bold=True)
         box = wide + 3 * pad + (self._type.width(share, px) + pad if share else 0)
@@ -188,19 +189,19 @@ class Overlay:
         pad = round(14 * scale)
         pitch = (height - 2 * pad) / max(len(shown), 3)
         px = min(round(16 * scale), round(0.8 * pitch))
-        best = int(np.argmax(values)) if scene.probabilities is not None else -1
+        named = () if scene.probabilities is None else chosen(scene.probabilities, self._kind)
         start, stop = pad + round(0.34 * width), width - pad - round(52 * scale)
         thick = max(4, round(0.42 * pitch))
         for row, index in enumerate(shown):
             middle = pad + round((row + 0.5) * pitch)
-            ink = _INK if index == best else _DIM
-            name = self._type.fit(self._labels[index], px, start - 2 * pad, index == best)
-            self._type.put(area, name, (pad, middle + round(0.36 * px)), px, ink, index == best)
+            ink = _INK if index in named else _DIM
+            name = self._type.fit(self._labels[index], px, start - 2 * pad, index in named)
+            self._type.put(area, name, (pad, middle + round(0.36 * px)), px, ink, index in named)
             _bar(area, (start, stop), middle, thick, _TRACK)
             end = start + round((stop - start) * float(values[index]))
             _bar(area, (start, end), middle, thick, colour_of(index))
             text = f"{100 * float(values[index]):.0f} %"
-            self._type.put(area, text, (width - pad, middle + round(0.36 * px)), px, ink, index == best, right=True)
+            self._type.put(area, text, (width - pad, middle + round(0.36 * px)), px, ink, index in named, right=True)
 
     def _strip(self, area: Picture, scene: Scene, scale: float) -> None:
         """The last answers, newest at the right, and the artefact's name."""

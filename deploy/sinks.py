@@ -16,6 +16,7 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 import numpy.typing as npt
 
+from toolkit.contract import Answer, chosen
 from toolkit.cv import opencv
 from toolkit.detection import Found
 from toolkit.errors import UserError
@@ -51,6 +52,13 @@ class Look:
     probabilities: npt.NDArray[np.float32] | None
     infer_ms: float
     boxes: Found | None = None
+    answer: Answer = "one"
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The labels that the model names: the best one, or of many all above 0.5."""
+        indices = () if self.probabilities is None else chosen(self.probabilities, self.answer)
+        return tuple(self.labels[index] for index in indices)
 
     @property
     def best(self) -> tuple[str, float] | None:
@@ -213,9 +221,10 @@ class VideoSink:
 class EventSink:
     """Write one line of JSON per answered frame: ``frame, t_s, label, confidence, probabilities, infer_ms``.
 
-    A detector's line has ``boxes`` too: label, score and left, top, right, bottom in pixels of the frame.
+    A detector's line has ``boxes`` too: label, score and left, top, right, bottom in pixels of the frame. A model of
+    many labels has ``labels``: those above 0.5, perhaps none.
 
-    With ``changes`` only frames at which the label changed are written.
+    With ``changes`` only frames at which the label, or the set of many, changed are written.
     """
 
     wants_picture = False
@@ -223,17 +232,17 @@ class EventSink:
     def __init__(self, stream: TextIO, changes: bool = False) -> None:
         self._stream = stream
         self._changes = changes
-        self._last: str | None = None
+        self._last: set[str] | None = None
 
     def start(self, fps: float) -> None:
         """Nothing to prepare."""
 
     def put(self, picture: npt.NDArray[np.uint8] | None, look: Look) -> bool:
         """Write the line; a reader that went away (``| head``) stops the loop."""
-        best = look.best
-        if best is None or look.probabilities is None or not look.steps or (self._changes and best[0] == self._last):
+        best, named = look.best, set(look.named)
+        if best is None or look.probabilities is None or not look.steps or (self._changes and named == self._last):
             return True
-        self._last = best[0]
+        self._last = named
         shares = {label: round(float(p), 4) for label, p in zip(look.labels, look.probabilities, strict=True)}
         event: dict[str, Any] = {
             "frame": look.frame,
@@ -243,6 +252,8 @@ class EventSink:
             "probabilities": shares,
             "infer_ms": round(look.infer_ms, 3),
         }
+        if look.answer == "many":
+            event["labels"] = list(look.named)
         if look.boxes is not None:
             event["boxes"] = _rows(look.boxes, look.labels)
         try:

@@ -16,8 +16,11 @@ import numpy.typing as npt
 
 from toolkit.errors import UserError, nearest
 
-__all__ = ["BoxData", "Footage", "FrameBoxes", "read_coco"]
+__all__ = ["PARTS", "BoxData", "Footage", "FrameBoxes", "Tables", "coco_tables", "corners", "frame_number", "read_coco",
+           "unknown_video", "value_of"]  # fmt: skip
 
+PARTS = ("images", "annotations", "categories")
+_Corners = tuple[float, float, float, float]
 _SPLITS = ("train", "val", "test")
 _SLACK = 1.0  # pixels a box may stick out: annotation tools round
 
@@ -65,69 +68,130 @@ class BoxData:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """A COCO file by its ids: ``names`` of the categories, ``videos``, ``images``, and each image's ``annotations``.
+
+    An annotation is (name of its category, its own entry); every id that one table uses is in the other.
+    """
+
+    names: dict[Any, str]
+    videos: dict[Any, dict[str, Any]]
+    images: dict[Any, dict[str, Any]]
+    annotations: dict[Any, list[tuple[str, dict[str, Any]]]]
+
+
+def coco_tables(raw: Any, where: str) -> Tables:
+    """Check what a JSON file holds; ``where`` says which file it is, in every message.
+
+    Raises:
+        UserError: not COCO, an entry without its id, or a dangling id.
+    """
+    if not isinstance(raw, dict):
+        raise UserError(f"{where} is not COCO: it is no JSON object")
+    for part in PARTS:
+        if not isinstance(raw.get(part), list):
+            raise UserError(f"{where} have no list {part!r}: a COCO file has images, annotations and categories, "
+                            f"the list {part!r} is missing")  # fmt: skip
+    names = {key: str(value_of(row, "name", where, "categories")) for key, row in _keyed(raw, "categories", where)}
+    images, videos = dict(_keyed(raw, "images", where)), dict(_keyed(raw, "videos", where))
+    annotations: dict[Any, list[tuple[str, dict[str, Any]]]] = {key: [] for key in images}
+    for row in raw["annotations"]:
+        image, category = (value_of(row, key, where, "annotations") for key in ("image_id", "category_id"))
+        for kind, key, known in (("image", image, images), ("category", category, names)):
+            if key not in known:
+                raise UserError(f"{where}: annotation {row.get('id')} has an unknown {kind}_id {key!r}: "
+                                f"it is of {kind} {key!r}, which is not there")  # fmt: skip
+        annotations[image].append((names[category], row))
+    return Tables(names, videos, images, annotations)
+
+
+def _keyed(raw: dict[str, Any], part: str, where: str) -> list[tuple[Any, dict[str, Any]]]:
+    rows = raw.get(part) or []
+    if not isinstance(rows, list):
+        raise UserError(f"{where} is not COCO: {part!r} is no list")
+    return [(value_of(row, "id", where, part), row) for row in rows]
+
+
+def value_of(row: Any, key: str, where: str, part: str) -> Any:
+    """A value that an entry of the table ``part`` must have: text or a number.
+
+    Raises:
+        UserError: it has none.
+    """
+    if not isinstance(row, dict) or not isinstance(row.get(key), str | int | float):
+        raise UserError(f"{where} is not COCO: an entry of {part!r} has no {key!r}: {str(row)[:60]}")
+    return row[key]
+
+
+def unknown_video(where: str, image: Any, video: Any) -> UserError:
+    """An image of a video that is not there."""
+    return UserError(f"{where}: image {image!r} has an unknown video_id {video!r}: "
+                     f"it is of video {video!r}, which is not in 'videos'")  # fmt: skip
+
+
+def frame_number(image: dict[str, Any]) -> int | None:
+    """An image's place in its video, from 0, if the file says it."""
+    value = image.get("frame_index", image.get("frame_id"))
+    return int(value) if isinstance(value, int | float) and value >= 0 and value % 1 == 0 else None
+
+
+def corners(entry: dict[str, Any], where: str) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom in pixels; COCO's bbox is left, top, width, height.
+
+    Raises:
+        UserError: not four numbers, or an empty box.
+    """
+    box, mark = entry.get("bbox"), f"{where}: annotation {entry.get('id')}"
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
+        raise UserError(f"{mark} has no bbox of four numbers: {box!r}")
+    left, top, width, height = (float(side) for side in box)
+    if not (width > 0 and height > 0 and np.isfinite([left, top, width, height]).all()):
+        raise UserError(f"{mark} has an empty bbox {box}: expected [x, y, width, height], "
+                        "width and height must be above 0")  # fmt: skip
+    return left, top, left + width, top + height
+
+
 def read_coco(path: Path, labels: tuple[str, ...] | None = None) -> BoxData:
     """Read and check the file; ``labels`` fixes names and order, for evaluating a trained model.
 
     Raises:
         UserError: not COCO, no categories, no annotations, a box outside its picture, a dangling id, an unknown label.
     """
-    raw = _load(path)
-    names = {_of(row, "id", path, "category"): str(_of(row, "name", path, "category")) for row in raw["categories"]}
-    order = labels or tuple(names[key] for key in sorted(names))
-    for name in names.values():
+    tables = coco_tables(_load(path), f"boxes {path}")
+    order = labels or tuple(tables.names[key] for key in sorted(tables.names))
+    for name in tables.names.values():
         if name not in order:
             raise UserError(f"boxes {path}: category {name!r} was not in training{nearest(name, order)}; "
                             f"the model knows: {', '.join(order)}")  # fmt: skip
-    images = {_of(image, "id", path, "image"): image for image in raw["images"]}
-    rows: dict[Any, list[tuple[list[float], int]]] = {key: [] for key in images}
-    for entry in raw["annotations"]:
-        image = images.get(_of(entry, "image_id", path, "annotation"))
-        category = names.get(_of(entry, "category_id", path, "annotation"))
-        if image is None or category is None:
-            what = "image_id" if image is None else "category_id"
-            raise UserError(f"boxes {path}: annotation {entry.get('id')} has an unknown {what} {entry[what]}")
-        if not entry.get("iscrowd"):
-            rows[image["id"]].append((_box(entry, image, path), order.index(category)))
-    return BoxData(path, order, _footage(raw, images, rows, path))
+    rows = {
+        key: [(_inside(entry, tables.images[key], path), order.index(name))
+              for name, entry in entries if not entry.get("iscrowd")]
+        for key, entries in tables.annotations.items()
+    }  # fmt: skip
+    return BoxData(path, order, _footage(tables, rows, path))
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"boxes {path} do not exist: give the COCO JSON file (data.root in the recipe, or --data)")
     try:
         raw = json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"boxes {path} are not readable JSON: {error}") from error
-    for table in ("images", "annotations", "categories"):
-        if not isinstance(raw, dict) or not isinstance(raw.get(table), list):
-            raise UserError(f"boxes {path} have no list {table!r}: a COCO file has images, annotations and categories")
-        if not raw[table]:
-            raise UserError(f"boxes {path}: {table!r} is empty; there is nothing to learn or to measure")
-    tables: dict[str, Any] = raw
-    return tables
+    for part in PARTS if isinstance(raw, dict) else ():
+        if raw.get(part) == []:
+            raise UserError(f"boxes {path}: {part!r} is empty; there is nothing to learn or to measure")
+    return raw
 
 
-def _of(entry: Any, key: str, path: Path, what: str) -> Any:
-    if not isinstance(entry, dict) or key not in entry:
-        raise UserError(f"boxes {path}: {what} {str(entry)[:60]} has no {key!r}")
-    return entry[key]
-
-
-def _box(entry: dict[str, Any], image: dict[str, Any], path: Path) -> list[float]:
-    """Left, top, right, bottom; COCO's bbox is left, top, width, height."""
-    where = f"boxes {path}: annotation {entry.get('id')}"
-    try:
-        left, top, width, height = (float(side) for side in entry["bbox"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{where} has no bbox of four numbers: {entry.get('bbox')}") from error
-    if not (width > 0 and height > 0 and np.isfinite([left, top, width, height]).all()):
-        raise UserError(f"{where} has an empty bbox {entry['bbox']}: width and height must be above 0")
+def _inside(entry: dict[str, Any], image: dict[str, Any], path: Path) -> _Corners:
+    left, top, right, bottom = corners(entry, f"boxes {path}")
     size = _size(image, path)
-    if size is not None and (
-        min(left, top) < -_SLACK or left + width > size[1] + _SLACK or top + height > size[0] + _SLACK
-    ):
-        raise UserError(f"{where}: bbox {entry['bbox']} lies outside its picture ({size[1]}x{size[0]} pixels)")
-    return [left, top, left + width, top + height]
+    if size is not None and (min(left, top) < -_SLACK or right > size[1] + _SLACK or bottom > size[0] + _SLACK):
+        raise UserError(f"boxes {path}: annotation {entry.get('id')}: bbox {entry['bbox']} lies outside its picture "
+                        f"({size[1]}x{size[0]} pixels)")  # fmt: skip
+    return left, top, right, bottom
 
 
 def _size(entry: dict[str, Any], path: Path) -> tuple[int, int] | None:
@@ -139,24 +203,25 @@ def _size(entry: dict[str, Any], path: Path) -> tuple[int, int] | None:
     return height, width
 
 
-def _footage(
-    raw: dict[str, Any], images: dict[Any, dict[str, Any]], rows: dict[Any, list[tuple[list[float], int]]], path: Path
-) -> tuple[Footage, ...]:
-    videos = {_of(video, "id", path, "video"): video for video in raw.get("videos", [])}
-    frames: dict[Any, dict[int, FrameBoxes]] = {key: {} for key in videos}
+def _footage(tables: Tables, rows: dict[Any, list[tuple[_Corners, int]]], path: Path) -> tuple[Footage, ...]:
+    where = f"boxes {path}"
+    frames: dict[Any, dict[int, FrameBoxes]] = {key: {} for key in tables.videos}
     stills: list[Footage] = []
-    for key, image in images.items():
-        boxes = _stacked(rows[key])
-        if image.get("video_id") is None:
-            name = path.parent / str(_of(image, "file_name", path, "image"))
+    for key, image in tables.images.items():
+        boxes, home = _stacked(rows[key]), image.get("video_id")
+        if home is None:
+            name = path.parent / str(value_of(image, "file_name", where, "images"))
             stills.append(Footage(name, _split(image, path), _size(image, path), {0: boxes}, still=True))
-        elif image["video_id"] not in videos:
-            raise UserError(f"boxes {path}: image {key} has an unknown video_id {image['video_id']}")
+        elif home not in tables.videos:
+            raise unknown_video(where, key, home)
+        elif (number := frame_number(image)) is None:
+            raise UserError(f"{where}: image {key!r} of video {home!r} has no 'frame_index' from 0 on")
         else:
-            frames[image["video_id"]][int(_of(image, "frame_index", path, "image"))] = boxes
+            frames[home][number] = boxes
     clips = [
-        Footage(path.parent / str(_of(row, "file_name", path, "video")), _split(row, path), _size(row, path), known)
-        for key, row in videos.items()
+        Footage(path.parent / str(value_of(row, "file_name", where, "videos")), _split(row, path), _size(row, path),
+                known)
+        for key, row in tables.videos.items()
         if (known := frames[key])
     ]  # fmt: skip
     return (*clips, *stills)
@@ -169,6 +234,6 @@ def _split(entry: dict[str, Any], path: Path) -> str:
     return str(split)
 
 
-def _stacked(rows: Sequence[tuple[list[float], int]]) -> FrameBoxes:
+def _stacked(rows: Sequence[tuple[_Corners, int]]) -> FrameBoxes:
     boxes = np.asarray([box for box, _ in rows], np.float32).reshape(-1, 4)
     return FrameBoxes(boxes, np.asarray([label for _, label in rows], np.int64))

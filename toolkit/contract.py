@@ -14,9 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from toolkit.detection import DetectionSpec
 from toolkit.errors import UserError
 
-__all__ = ["Array", "Contract", "Placement", "Session", "StateSpec", "clip_answer", "softmax"]
+__all__ = ["Answer", "Array", "Contract", "Placement", "Session", "StateSpec", "chosen", "clip_answer", "clip_logits",
+           "probabilities", "softmax"]  # fmt: skip
 
 Array = npt.NDArray[np.float32]
+#: How many labels a clip has: exactly one (softmax), or any number (each label its own logistic, named above 0.5).
+Answer = Literal["one", "many"]
 
 
 class _Frozen(BaseModel):
@@ -42,7 +45,7 @@ class Contract(_Frozen):
     ``<state>_next`` per state. ``clip``: input ``clip`` (3, T, H, W) with T = ``frames``; output ``logits``.
     ``frames`` is the clip length the model was trained on; the first ``warmup`` answers of a stream, while its
     state fills, do not count in the answer for a whole clip. A detector's ``logits`` are (answer_width,), read as
-    ``detection`` says.
+    ``detection`` says. ``answer`` tells whether a clip has one label or any number of them.
     """
 
     kind: Literal["stream", "clip"] = "stream"
@@ -52,6 +55,7 @@ class Contract(_Frozen):
     warmup: int = Field(default=0, ge=0)
     states: tuple[StateSpec, ...] = ()
     detection: DetectionSpec | None = None
+    answer: Answer = "one"
 
     @model_validator(mode="after")
     def _clip_models_have_no_state(self) -> Self:
@@ -145,10 +149,28 @@ def softmax(logits: Array) -> Array:
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), np.float32)
 
 
-def clip_answer(logits_TK: Array, warmup: int = 0) -> Array:
-    """The answer for a whole clip: probabilities (K,) from the mean of the per-frame logits (T, K).
+def probabilities(logits: Array, answer: Answer = "one") -> Array:
+    """What the logits (..., K) say: shares of one, or with many labels a probability of each, which need not add up."""
+    if answer == "one":
+        return softmax(logits)
+    return np.asarray(np.exp(-np.logaddexp(0, -logits)), np.float32)  # logistic without overflow
+
+
+def chosen(probabilities_K: Array, answer: Answer = "one") -> tuple[int, ...]:
+    """The labels that are named: the most probable one, or all above 0.5, the most probable first."""
+    order = np.argsort(-probabilities_K, kind="stable")
+    return tuple(int(k) for k in (order[:1] if answer == "one" else order[probabilities_K[order] > 0.5]))
+
+
+def clip_logits(logits_TK: Array, warmup: int = 0) -> Array:
+    """The logits (K,) of a whole clip: the mean over its frames (T, K).
 
     The first ``warmup`` frames are left out, unless the clip has no other.
     """
     counted = logits_TK[min(warmup, len(logits_TK) - 1) :]
-    return softmax(np.asarray(counted, np.float32).mean(axis=0))
+    return np.asarray(np.asarray(counted, np.float32).mean(axis=0), np.float32)
+
+
+def clip_answer(logits_TK: Array, warmup: int = 0, answer: Answer = "one") -> Array:
+    """The answer for a whole clip: probabilities (K,) from the mean of the per-frame logits (T, K)."""
+    return probabilities(clip_logits(logits_TK, warmup), answer)

@@ -24,7 +24,7 @@ from deploy.runtimes.litert_runtime import batch_file
 from deploy.targets import COMPILED, targets_for
 from deploy.verify import check_artefact
 from toolkit.bundle import Artefact, Bundle, Manifest, Precision, create_bundle, open_bundle
-from toolkit.contract import Array, Contract
+from toolkit.contract import Answer, Array, Contract
 from toolkit.errors import UserError
 from toolkit.preprocess import Preprocess
 from toolkit.progress import note, track
@@ -58,21 +58,21 @@ def targets_of(runtimes: Sequence[str], precisions: Sequence[str], kind: str = "
 def export_bundle(
     model: Any, *, path: Path, name: str, labels: tuple[str, ...], preprocess: Preprocess, rollouts: list[Array],
     golden_frames: Array, runtimes: Sequence[str], precisions: Sequence[str], lineage: dict[str, Any],
-    batches: Sequence[int] = (), targets: Sequence[str] = (),
+    batches: Sequence[int] = (), targets: Sequence[str] = (), answer: Answer = "one",
 ) -> Bundle:  # fmt: skip
     """Export, check parity on the golden steps, and write the bundle at ``path`` atomically.
 
     ``model`` is a stream or clip model (``contract()``, ``step`` or ``forward``). ``rollouts`` are calibration streams
     (T, 3, H, W) of the training split; ``golden_frames`` one stream (T, 3, H, W). ``batches`` are numbers of streams
     to be stepped together for which LiteRT, whose files have a fixed batch, gets files of its own. ``targets`` are
-    chips to compile for, by name (:mod:`deploy.targets`).
+    chips to compile for, by name (:mod:`deploy.targets`). ``answer``: whether a clip has one label or many.
 
     Raises:
         UserError: nothing that was asked for can be made from this model; op, layer and a way out are named.
         ParityError: an artefact differs from torch; it is named, with by how much.
         MissingDependency: an exporter's library is not installed.
     """
-    contract: Contract = model.contract()
+    contract: Contract = model.contract().model_copy(update={"answer": answer})
     chips = targets_for(runtimes, targets)
     asked = targets_of([*runtimes, *(chip.runtime for chip in chips)], precisions, contract.kind)
     wanted, left_out = _possible(model, contract, asked, rollouts)

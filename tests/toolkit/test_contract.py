@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from toolkit.contract import Contract, StateSpec, clip_answer, softmax
+from toolkit.contract import Contract, StateSpec, chosen, clip_answer, probabilities, softmax
 from toolkit.errors import UserError
 
 CONTRACT = Contract(frame=(3, 4, 4), classes=2, states=(StateSpec(name="state_00", shape=(5, 2, 2)),))
@@ -50,3 +50,19 @@ def test_warm_up_frames_do_not_count_unless_there_are_no_others() -> None:
     logits = np.array([[9.0, 0.0], [0.0, 1.0]], np.float32)
     np.testing.assert_array_equal(clip_answer(logits, warmup=1), softmax(logits[1]))
     np.testing.assert_array_equal(clip_answer(logits, warmup=5), softmax(logits[1]))
+
+
+def test_with_many_labels_each_is_a_question_of_its_own() -> None:
+    logits = np.array([[0.0, 2.0, -300.0], [4.0, 0.0, -300.0]], np.float32)
+    answer = clip_answer(logits, answer="many")
+    np.testing.assert_allclose(answer, [1 / (1 + np.exp(-2.0)), 1 / (1 + np.exp(-1.0)), 0.0], rtol=1e-6)
+    assert chosen(answer, "many") == (0, 1)
+    assert chosen(probabilities(np.array([-1.0, -2.0], np.float32), "many"), "many") == ()
+    assert chosen(softmax(np.array([-1.0, -2.0], np.float32))) == (0,)
+
+
+def test_a_contract_written_before_there_were_many_labels_is_read_as_one_label() -> None:
+    raw = CONTRACT.model_dump(mode="json")
+    del raw["answer"]
+    assert Contract.model_validate(raw) == CONTRACT
+    assert CONTRACT.answer == "one"

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.boxes import write_boxes
 from tests.train.videos import encode, moving_frames
+from toolkit.coco import read_coco
 from toolkit.errors import UserError
 from toolkit.preprocess import Preprocess
 from toolkit.recipe import DataConfig
@@ -169,6 +171,26 @@ def test_boxes_outside_the_crop_are_cut_or_left_out(tmp_path: Path) -> None:
     batch = square.batch([0], 0)
     assert batch.boxes is not None
     assert batch.boxes[0, 0].tolist() == [[0, 5, 4, 10], [6, 10, 11, 15]]  # the middle 48 of 64 columns, at half size
+
+
+def test_a_classifier_and_a_detector_read_the_same_boxes_from_one_file(tmp_path: Path) -> None:
+    path = write_boxes(tmp_path, frames=4)
+    clips = {clip.path.name: clip for clip in index_clips(path).clips}
+    footage = read_coco(path).footage
+    assert {part.path.name for part in footage} == clips.keys()
+    for part in footage:
+        clip = clips[part.path.name]
+        assert (clip.split, list(clip.annotated)) == (part.split, sorted(part.frames))
+        for frame, known in part.frames.items():
+            assert [box.corners for box in clip.boxes if box.frame == frame] == [tuple(row) for row in known.boxes]
+
+
+@pytest.mark.parametrize("videos", ["none", [3], [{"id": [1]}]], ids=str)
+def test_a_broken_table_of_videos_is_one_line_for_both(videos: Any, tmp_path: Path) -> None:
+    path = write(tmp_path, {"b.json": coco(videos=videos)}) / "b.json"
+    for read in (index_clips, read_coco):
+        with pytest.raises(UserError, match=r"is not COCO: .*'videos'"):
+            read(path)
 
 
 def test_coco_frames_as_pictures_make_a_clip_a_folder(tmp_path: Path) -> None:

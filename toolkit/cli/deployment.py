@@ -96,11 +96,7 @@ def evaluate(
     rows = {key: result.as_dict() for key, result in results.items()}
     if save is not None:
         write_json(save, rows)
-    lines = [
-        f"{key}: accuracy {row['accuracy']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}] on {row['clips']} clips"
-        for key, row in rows.items()
-    ]
-    say(as_json, rows, "\n".join(lines))
+    say(as_json, rows, "\n".join(f"{key}: {result.summary}" for key, result in results.items()))
 
 
 @app.command()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from deploy.bench import Latency
     from deploy.detect import BoxEvaluation
     from deploy.evaluate import Evaluation
+    from deploy.evaluate_many import ManyEvaluation
     from train.models.store import Loaded
 
 __all__ = ["bench_bundle", "compress", "evaluate_boxes", "evaluate_bundle", "export_model", "keep_best", "latencies_of"]
@@ -46,7 +47,7 @@ def export_model(
         loaded.model, path=out, name=recipe.name, labels=loaded.card.labels, preprocess=loaded.card.preprocess,
         rollouts=rollouts, golden_frames=golden, runtimes=recipe.quantize.runtimes if runtimes is None else runtimes,
         precisions=precisions or recipe.quantize.precisions, lineage=_lineage(recipe, loaded), targets=targets,
-        batches=batches,
+        batches=batches, answer="many" if loaded.card.lineage.get("multi_label") else "one",
     )  # fmt: skip
 
 
@@ -113,24 +114,28 @@ def evaluate_bundle(
     keys: Sequence[str] | None = None,
     device: str = "cpu",
     threads: int | None = None,
-) -> dict[str, "Evaluation"]:
+) -> dict[str, "Evaluation | ManyEvaluation"]:
     """Run artefacts over a labelled folder or CSV.
 
     ``split`` "auto" takes the test split if the data has splits, else every clip; "all" takes every clip.
     """
     from deploy.evaluate import evaluate
+    from deploy.evaluate_many import evaluate_many
     from deploy.runtimes import open_session, pick
     from train.data.index import index_clips
     from train.data.opening import read_clip
 
     data = index_clips(root, bundle.manifest.labels, "given" if split == "auto" else "make")
-    items = [(clip, clip.label) for clip in data.split("test" if split == "auto" else split)]
-    found = {}
+    clips, manifest = data.split("test" if split == "auto" else split), bundle.manifest
+    found: dict[str, Evaluation | ManyEvaluation] = {}
     for key in keys or [pick(bundle, None).key]:
         session = open_session(bundle, key, device=device, threads=threads)
         try:
-            manifest = bundle.manifest
-            found[key] = evaluate(session, items, manifest.labels, manifest.preprocess, f"evaluate {key}", read_clip)
+            rest = (manifest.labels, manifest.preprocess, f"evaluate {key}", read_clip)
+            if manifest.contract.answer == "many":
+                found[key] = evaluate_many(session, [(clip, clip.labels) for clip in clips], *rest)
+            else:
+                found[key] = evaluate(session, [(clip, clip.label) for clip in clips], *rest)
         finally:
             session.close()
     return found

@@ -1,7 +1,6 @@
 """Classification and action recognition: one class a clip (cross-entropy) or any number of them (BCE with logits).
 
-Mean average precision is the mean over classes of the area under precision against recall by steps, without
-interpolation, as scikit-learn defines it. Shapes: B batch, N clips, D width, K classes.
+Shapes: B batch, N clips, D width, K classes.
 """
 
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 from torch.nn import functional
 
+from toolkit.many import average_precision, judge_many, mean_known, mean_precision, precisions, share
 from toolkit.statistics import wilson
 from train.data.batch import Batch
 from train.tasks.figure import new_figure, save_figure
@@ -58,7 +58,7 @@ class Classification:
         For many labels ``exact`` is the share of clips with every label right at probability 0.5, and ``f1`` counts
         all labels of all clips together.
         """
-        return self._multi_label(outputs, targets) if self.multi_label else self._one_class(outputs, targets)
+        return judge_many(outputs, targets, self.labels) if self.multi_label else self._one_class(outputs, targets)
 
     def _one_class(self, outputs: Floats, targets: npt.NDArray[Any]) -> dict[str, Any]:
         order = np.argsort(-outputs, axis=1, kind="stable")
@@ -67,31 +67,13 @@ class Classification:
         low, high = wilson(hits, len(targets))
         # Softmax, not logits: average precision ranks clips against each other, so their scales must agree.
         shares = np.exp(outputs - outputs.max(1, keepdims=True))
-        precisions = _precisions(shares / shares.sum(1, keepdims=True), np.eye(len(self.labels))[targets])
+        by_class = precisions(shares / shares.sum(1, keepdims=True), np.eye(len(self.labels))[targets])
         return {
             "clips": len(targets), "top1": hits / len(targets), "ci_low": low, "ci_high": high,
-            "top5": float(right[:, :5].any(1).mean()), "map": _mean(precisions), "confusion": table.tolist(),
+            "top5": float(right[:, :5].any(1).mean()), "map": mean_known(by_class), "confusion": table.tolist(),
             "per_class": {
-                label: {"clips": int(row.sum()), "recall": _share(row[index], row.sum()), "ap": precisions[index]}
+                label: {"clips": int(row.sum()), "recall": share(row[index], row.sum()), "ap": by_class[index]}
                 for index, (label, row) in enumerate(zip(self.labels, table, strict=True))
-            },
-        }  # fmt: skip
-
-    def _multi_label(self, outputs: Floats, targets: npt.NDArray[Any]) -> dict[str, Any]:
-        found, true = outputs > 0, targets > 0.5
-        hits = (found & true).sum(0)
-        precisions = _precisions(outputs, true)
-        exact = int((found == true).all(1).sum())
-        low, high = wilson(exact, len(targets))
-        return {
-            "clips": len(targets), "map": _mean(precisions), "exact": exact / len(targets), "ci_low": low,
-            "ci_high": high, "f1": _share(2 * hits.sum(), found.sum() + true.sum()),
-            "per_class": {
-                label: {
-                    "clips": int(true[:, k].sum()), "recall": _share(hits[k], true[:, k].sum()),
-                    "precision": _share(hits[k], found[:, k].sum()), "ap": precisions[k],
-                }
-                for k, label in enumerate(self.labels)
             },
         }  # fmt: skip
 
@@ -99,7 +81,7 @@ class Classification:
         """``confusion.png`` for one class a clip, ``average_precision.png`` for many labels."""
         if self.multi_label:
             return (
-                _draw_precisions(folder / "average_precision.png", self.labels, _precisions(outputs, targets > 0.5)),
+                _draw_precisions(folder / "average_precision.png", self.labels, precisions(outputs, targets > 0.5)),
             )
         table = confusion(outputs.argmax(1), targets, len(self.labels))
         return (_draw_confusion(folder / "confusion.png", self.labels, table),)
@@ -110,40 +92,6 @@ def confusion(predicted: npt.NDArray[np.int64], truth: npt.NDArray[np.int64], cl
     table = np.zeros((classes, classes), np.int64)
     np.add.at(table, (truth, predicted), 1)
     return table
-
-
-def average_precision(scores: npt.NDArray[Any], positive: npt.NDArray[np.bool_]) -> float | None:
-    """Sum over thresholds of precision times the recall gained there; None without a positive. Both are (N,).
-
-    >>> average_precision(np.array([0.9, 0.8, 0.7]), np.array([True, False, True]))
-    0.8333333333333333
-    """
-    if not positive.any():
-        return None
-    order = np.argsort(-scores, kind="stable")
-    # Equal scores are one threshold: precision is that after all of them.
-    last = np.append(np.diff(scores[order]) != 0, True)
-    found = np.cumsum(positive[order])[last]
-    precision, recall = found / (np.flatnonzero(last) + 1), found / positive.sum()
-    return float((np.diff(recall, prepend=0.0) * precision).sum())
-
-
-def mean_precision(scores_NK: npt.NDArray[Any], true_NK: npt.NDArray[Any]) -> float:
-    """Mean over the classes that occur."""
-    return _mean(_precisions(scores_NK, true_NK))
-
-
-def _precisions(scores_NK: npt.NDArray[Any], true_NK: npt.NDArray[Any]) -> list[float | None]:
-    return [average_precision(scores_NK[:, k], true_NK[:, k] > 0.5) for k in range(scores_NK.shape[1])]
-
-
-def _mean(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else 0.0
-
-
-def _share(part: Any, whole: Any) -> float | None:
-    return float(part) / float(whole) if whole else None
 
 
 def _draw_confusion(path: Path, labels: tuple[str, ...], table: npt.NDArray[np.int64]) -> Path:
@@ -172,6 +120,6 @@ def _draw_precisions(path: Path, labels: tuple[str, ...], precisions: Sequence[f
     figure, axes = new_figure(6.4, min(20.0, 1.4 + 0.26 * len(known)))
     bars = axes.barh([label for _, label in known], [value for value, _ in known], color="#3b75af")
     axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-    axes.axvline(_mean(precisions), color="black", linewidth=1, linestyle=":")
-    axes.set(xlim=(0, 1.08), xlabel="average precision", title=f"mean {_mean(precisions):.3f} (dotted)")
+    axes.axvline(mean_known(precisions), color="black", linewidth=1, linestyle=":")
+    axes.set(xlim=(0, 1.08), xlabel="average precision", title=f"mean {mean_known(precisions):.3f} (dotted)")
     return save_figure(figure, path)
