@@ -224,7 +224,9 @@ def operations(task: str, size: Size) -> float:
     """FLOPs of one clip's training step: three forward passes."""
     recipe = Recipe.model_validate({
         "data": {"frames": size.frames}, "preprocess": {"size": (size.side, size.side)}, "teacher": size.encoder,
-        "pretrain": {"mask_ratio": MASKED, "decoder_dim": size.decoder[0], "decoder_depth": size.decoder[1]},
+        "pretrain": {"settings": {"masked": {
+            "mask_ratio": MASKED, "decoder_dim": size.decoder[0], "decoder_depth": size.decoder[1]
+        }}},
     })  # fmt: skip
     labels = tuple(str(number) for number in range(size.classes))
     return 3e9 * outlook(recipe, task, labels, None).forward_gflops

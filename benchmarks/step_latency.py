@@ -99,8 +99,7 @@ def main() -> None:
                     calls[f"{kind} {artefact.key}"] = lambda session=session: session.step(frame)
             found = bench_calls(calls, 60, 5, f"{threads} threads", block=5, rest_s=0.003)
             data[str(threads)] = {
-                name: {**value.as_dict(samples=True), "p10_ms": value.p10_ms}
-                for name, value in found.items()
+                name: {**value.as_dict(samples=True), "p10_ms": value.p10_ms} for name, value in found.items()
             }
     for artefact in step.manifest.artefacts:
         row: list[Any] = [artefact.runtime, artefact.precision, f"{equal[artefact.key]:.0e}"]
