@@ -19,6 +19,7 @@ from train.data.batch import Batch
 from train.data.clip import Clip
 from train.data.clips import Pictures, load_pictures, normalise
 from train.data.index import index_clips
+from train.data.videos import VideoSource
 from train.data.views import cut_views
 from train.evaluate import Answers, answer, answer_views
 from train.loop import Plan, fit
@@ -246,6 +247,21 @@ def test_answers_with_many_labels_are_chosen_by_mean_average_precision() -> None
     assert answers.accuracy == pytest.approx(2 / 3)
     assert answers.score == 1.0
     assert card_of(tiny_recipe(Path()), "student", ("a", "b")).labels == ("a", "b")
+
+
+def test_a_broken_validation_clip_is_left_out_and_no_other_counts_twice(tmp_path: Path) -> None:
+    write_data(tmp_path / "data", train=1, val=3)
+    recipe = tiny_recipe(tmp_path / "data")
+    model = build(card_of(recipe, "teacher", ("left", "right")))
+    whole = answer(model, VideoSource(index_clips(tmp_path / "data"), "val", recipe.preprocess, 4, random=False),
+                   recipe.preprocess)  # fmt: skip
+    index = index_clips(tmp_path / "data")
+    index.split("val")[1].path.write_bytes(b"broken")
+    source = VideoSource(index, "val", recipe.preprocess, 4, random=False, broken_share=0.5)
+    found = answer(model, source, recipe.preprocess, batch=2)
+    kept = [0, 2, 3, 4, 5]
+    assert found.labels.tolist() == whole.labels[kept].tolist()
+    np.testing.assert_allclose(found.logits, whole.logits[kept], atol=1e-5)
 
 
 @pytest.fixture(scope="module")
