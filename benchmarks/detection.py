@@ -34,7 +34,7 @@ from train.macs import measure
 from train.models.store import load_model
 from train.stages.detect import answers_of, detect_encoder, detect_student
 
-RECIPE = ROOT / "toolkit" / "assets" / "detect.toml"
+RECIPE = ROOT / "toolkit" / "assets" / "recipes" / "detection.toml"
 WEIGHTS = ROOT.parent / "shared" / "weights" / "fastestdet_coco"
 PICTURE = ROOT / "docs" / "detection.jpg"
 TEACHER = (f"detection.teacher={WEIGHTS / 'FastestDet.onnx'}", f"detection.teacher_labels={WEIGHTS / 'coco.names'}")

@@ -11,7 +11,7 @@ resolved recipe is saved beside every result. Paths are relative to the recipe's
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -170,12 +170,15 @@ class PretrainConfig(_Optim):
 class FinetuneConfig(_Optim):
     """Supervised fine-tuning of the teacher.
 
+    ``task`` is what is learned and what chooses the weights: ``classification`` (accuracy, or mAP with many labels), or
+    ``retrieval``: embeddings in which clips of one class lie close (mAP of the ranking), without mixed clips.
     ``linear_probe`` trains the head alone, ``freeze`` fixes the first N blocks (and what stands before them),
     ``layer_decay`` < 1 slows early layers down; frozen layers keep their batch-norm statistics too. ``rand_ops``
     RandAugment operations a clip at ``rand_strength``; ``mixup`` and ``cutmix`` are the alpha of their Beta
     distribution, 0 for off. ``views`` are the (temporal, spatial) crops that the one test at the end averages.
     """
 
+    task: Literal["classification", "retrieval"] = "classification"
     linear_probe: bool = False
     freeze: int = Field(default=0, ge=0)
     layer_decay: float = Field(default=1.0, gt=0, le=1)
@@ -185,6 +188,16 @@ class FinetuneConfig(_Optim):
     mixup: float = Field(default=0.0, ge=0)
     cutmix: float = Field(default=0.0, ge=0)
     views: tuple[Annotated[int, Field(ge=1)], Literal[1, 3]] = (1, 1)
+
+    @model_validator(mode="after")
+    def _retrieval_asks_whole_clips_of_a_learning_encoder(self) -> Self:
+        if self.task == "retrieval" and (self.mixup or self.cutmix or self.linear_probe):
+            raise ValueError(
+                "retrieval trains the encoder on whole clips: set mixup = cutmix = 0, linear_probe = false"
+            )
+        if self.task == "retrieval" and self.batch < 4:
+            raise ValueError("retrieval compares the clips of a batch: finetune.batch must be at least 4")
+        return self
 
 
 class BoxesConfig(_Frozen):

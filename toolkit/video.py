@@ -5,7 +5,9 @@ the student in training exactly as it will look to it on the board.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,7 @@ from toolkit.cv import opencv
 from toolkit.errors import UserError
 from toolkit.preprocess import FrameSampler, Preprocess
 
-__all__ = ["VIDEO_SUFFIXES", "Span", "read_frames", "read_pictures", "within"]
+__all__ = ["VIDEO_SUFFIXES", "Span", "extent", "read_frames", "read_pictures", "within"]
 
 #: First and last second of a clip inside its file, None for the file's own; the end does not belong to the clip.
 Span = tuple[float | None, float | None]
@@ -30,15 +32,8 @@ def read_frames(path: Path) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
     Raises:
         UserError: the file is missing, is not a video, or holds no frame.
     """
-    if not path.is_file():
-        raise UserError(f"video {path} does not exist: check the path")
     cv2 = opencv()
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-    try:
-        if not capture.isOpened():
-            raise UserError(f"video {path} cannot be read: it is damaged or not a video; re-encode or remove it")
-        fps = capture.get(cv2.CAP_PROP_FPS)
-        fps = fps if 0 < fps < 1000 else _DEFAULT_FPS
+    with _opened(path) as (capture, fps):
         count, last_s = 0, -1.0
         while True:
             good, frame = capture.read()
@@ -53,6 +48,30 @@ def read_frames(path: Path) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
         if not count:
             raise UserError(f"video {path} holds no frame that OpenCV can decode: it is empty, truncated or of a codec "
                             "that OpenCV lacks; re-encode or remove it")  # fmt: skip
+
+
+def extent(path: Path) -> tuple[int, float]:
+    """(frames, frames per second) as the file's header says; nothing is decoded.
+
+    Raises:
+        UserError: the file is missing or is not a video.
+    """
+    with _opened(path) as (capture, fps):
+        return max(0, int(capture.get(opencv().CAP_PROP_FRAME_COUNT))), fps
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, float]]:
+    """OpenCV's capture and its frames per second."""
+    if not path.is_file():
+        raise UserError(f"video {path} does not exist: check the path")
+    cv2 = opencv()
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    try:
+        if not capture.isOpened():
+            raise UserError(f"video {path} cannot be read: it is damaged or not a video; re-encode or remove it")
+        fps = capture.get(cv2.CAP_PROP_FPS)
+        yield capture, fps if 0 < fps < 1000 else _DEFAULT_FPS
     finally:
         capture.release()
 

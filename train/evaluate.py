@@ -3,7 +3,7 @@
 N clips, V views, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,17 +68,32 @@ def clip_answers(model: Model, clips_BTCHW: Tensor) -> Tensor:
     return clip_logits(model(clips_BTCHW), contract.warmup)
 
 
-def answer(model: Model, data: Source, preprocess: Preprocess, batch: int = 32) -> Answers:
-    """Answer for every clip, in eval mode; the model's own mode is kept."""
+def answer(
+    model: Model, data: Source, preprocess: Preprocess, batch: int = 32,
+    how: Callable[[Model, Tensor], Tensor] = clip_answers,
+) -> Answers:  # fmt: skip
+    """Answer for every clip, in eval mode; the model's own mode is kept. ``how`` answers for clips (B, T, C, H, W).
+
+    A source that replaces a broken clip by another says so in the batch's indices: such a row is left out, lest the
+    other clip count twice.
+
+    Raises:
+        UserError: every clip is broken.
+    """
     training, device = model.training, next(model.parameters()).device
     model.eval()
     answers, labels = [], []
     with torch.no_grad():
         for start in range(0, len(data), batch):
-            given = data.batch(range(start, min(start + batch, len(data))), 0)
-            answers.append(clip_answers(model, normalise(given.first, preprocess).to(device)))
-            labels.append(given.labels)
+            asked = torch.arange(start, min(start + batch, len(data)))
+            given = data.batch(asked.tolist(), 0)
+            own = given.indices == asked
+            if bool(own.any()):
+                answers.append(how(model, normalise(given.first[own], preprocess).to(device)))
+                labels.append(given.labels[own])
     model.train(training)
+    if not answers:
+        raise UserError(f"none of the {len(data)} videos can be answered: all of them are broken")
     return Answers(torch.cat(answers).float().cpu().numpy(), torch.cat(labels).numpy())
 
 

@@ -29,10 +29,13 @@ from train.models.vit import TubeletViT
 from train.objectives import resolve
 from train.objectives.masked import MaskedAutoencoder, tube_mask
 from train.stages.common import card_of
+from train.stages.detect import only_head, rates_of
 
 __all__ = ["STAGES", "Outlook", "outlook"]
 
 STAGES = ("pretrain", "finetune", "distill")
+#: A model, its loss on clips (B, T, C, H, W), and a loss that runs the whole model if that one does not.
+_Work = tuple[nn.Module, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 _FLOAT = 4  # bytes: weights, gradients and optimiser state stay in float32 whatever the precision
 _MIB = 2**20
 
@@ -67,44 +70,84 @@ class Outlook:
 
 
 def outlook(recipe: Recipe, stage: str, labels: tuple[str, ...], clips: int | None, processes: int = 1) -> Outlook:
-    """Look ahead at one stage of a recipe on ``clips`` training clips in ``processes`` processes.
+    """Look ahead at one stage of a recipe on ``clips`` training clips (a detector: windows) in ``processes`` processes.
 
     Raises:
         UserError: unknown stage, or a model that the recipe's clips do not fit.
     """
     if stage not in STAGES:
         raise UserError(f"unknown stage {stage!r}{nearest(stage, STAGES)}; stages: {', '.join(STAGES)}")
-    optim, run = getattr(recipe, stage), recipe.run
+    boxes, run = recipe.task == "detection" and stage != "pretrain", recipe.run
+    optim = recipe.detection if boxes else getattr(recipe, stage)
     with torch.device("meta"):
-        model, loss = _stage(recipe, stage, labels)
+        model, loss, whole_loss = _detector(recipe, stage, labels) if boxes else _stage(recipe, stage, labels)
         shape = (1, recipe.data.frames, 3, *recipe.preprocess.size)
         clip = torch.zeros(shape, dtype=torch.bfloat16 if run.precision == "bf16" else torch.float32)
     flops, kept = _measure(model.to(clip.dtype), lambda: loss(clip), run.checkpointing)
+    forward = _measure(model, lambda: whole_loss(clip), False)[0]
     order = Order(clips or optim.batch, optim.batch, optim.epochs, 0, run.accumulate, processes, 0)
     batch = min(optim.batch, clips or optim.batch)
     at_once = -(-batch // (processes * run.accumulate))
     total = sum(parameter.numel() for parameter in model.parameters())
+    learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     share = 1 / processes if run.strategy == "fsdp2" else 1.0
     moments = 2 if optim.optimizer == "adamw" else 1
-    whole = total * _FLOAT / _MIB * share
+    whole, trained = (count * _FLOAT / _MIB * share for count in (total, learned))
     operations = flops * batch * (4 if run.checkpointing else 3)
     pixels = clip.numel() * (1 + clip.element_size()) * at_once  # as bytes and as floats
     return Outlook(
-        stage, total, flops / 1e9, operations / 1e9, whole, whole, whole * moments, whole if optim.ema > 0 else 0.0,
+        stage, total, forward / 1e9, operations / 1e9, whole, trained, trained * moments,
+        whole if optim.ema > 0 else 0.0,
         kept * at_once / _MIB, pixels / _MIB, at_once,
         order.total if clips else None, order.per_epoch if clips else None,
     )  # fmt: skip
 
 
-def _stage(recipe: Recipe, stage: str, labels: tuple[str, ...]) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """The model that a stage trains, and its loss on clips (B, T, C, H, W)."""
+def _stage(recipe: Recipe, stage: str, labels: tuple[str, ...]) -> _Work:
+    """The model that a stage trains, its loss on clips (B, T, C, H, W), and a loss that runs the whole model."""
     kind = "student" if stage == "distill" else "teacher"
     model: Any = build(card_of(recipe, kind, labels))
     if isinstance(model, StreamStudent):
-        return model, lambda clip: model(clip).square().mean()
+        return _plain(model, lambda clip: model(clip).square().mean())
     if stage == "pretrain":
-        return _pretraining(recipe, model)
-    return model, lambda clip: functional.cross_entropy(model(clip.transpose(1, 2)), torch.zeros(1, dtype=torch.long))
+        return _plain(*_pretraining(recipe, model))
+    truth = torch.zeros(1, dtype=torch.long)
+    return _plain(model, lambda clip: functional.cross_entropy(model(clip.transpose(1, 2)), truth))
+
+
+def _plain(model: nn.Module, loss: Callable[[Tensor], Tensor]) -> _Work:
+    return model, loss, loss
+
+
+def _detector(recipe: Recipe, stage: str, labels: tuple[str, ...]) -> _Work:
+    """The same for boxes: ``finetune`` trains the head on the clip encoder, ``distill`` the streaming student.
+
+    Frozen layers get no gradient. Where all but the head is frozen and features are computed once, a step is one of
+    the head alone; otherwise frozen layers are counted as if they learned: at most so much.
+    """
+    student = stage == "distill"
+    config = recipe.student.model_copy(update={"readout": "boxes"}).model_dump(mode="json")
+    if not student:
+        head = recipe.detection.head.model_dump(mode="json")
+        config = {"encoder": recipe.teacher.model_dump(mode="json"), "boxes": head}
+    model: Any = build(card_of(recipe, "student", labels).model_copy(
+        update={"kind": "student" if student else "detector", "config": config}
+    ))  # fmt: skip
+    rate = rates_of(model, recipe.detection.freeze)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(rate(name) > 0)
+    if not student:
+        return _plain(model, lambda clip: model.frames_answer(clip.transpose(1, 2)).square().mean())
+
+    def whole(clip: Tensor) -> Tensor:
+        loss: Tensor = model(clip).square().mean()
+        return loss
+
+    if not only_head(model, recipe.detection.freeze):
+        return _plain(model, whole)
+    with torch.no_grad():
+        maps_TCHW = model.backbone(torch.zeros(recipe.data.frames, 3, *recipe.preprocess.size))
+    return model, lambda clip: model.readout.clip(maps_TCHW[None].to(clip.dtype)).square().mean(), whole
 
 
 def _pretraining(recipe: Recipe, encoder: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:

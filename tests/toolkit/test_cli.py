@@ -7,8 +7,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from tests.train.synthetic import write_data, write_video
@@ -16,8 +19,11 @@ from toolkit.bundle import Bundle
 from toolkit.cli import app
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("pretrain", "finetune", "distill", "prune", "quantize", "export", "compress", "evaluate", "bench", "verify",
-            "camera", "report", "devices", "data", "demo")  # fmt: skip
+COMMANDS = (
+    "pretrain", "finetune", "distill", "probe", "prune", "compress", "score", "embed", "search", "export", "quantize",
+    "evaluate", "bench", "verify", "sign", "camera", "report", "demo", "data check", "data shard", "train recipes",
+    "train recipe", "train plan", "devices", "devices doctor", "devices setup",
+)  # fmt: skip
 TINY = """
 name = "tiny"
 [data]
@@ -69,11 +75,23 @@ def refused(*arguments: str | Path) -> str:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(command: str) -> None:
-    code, out, _ = vidon(command, "--help")
+    code, out, _ = vidon(*command.split(), "--help")
     assert code == 0
-    if command == "data":
-        code, out, _ = vidon("data", "check", "--help")
+    assert f"Usage: vidon {command} " in out.replace("root", "vidon")
     assert "Example" in out
+    assert f"vidon {command}" in " ".join(out.replace("\u2502", " ").split())
+
+
+def _commands(group: Any, path: tuple[str, ...] = ()) -> set[str]:
+    """Everything that can be called: commands, and groups that do something without a command."""
+    if not isinstance(group, TyperGroup):
+        return {" ".join(path)}
+    own = {" ".join(path)} if path and group.invoke_without_command else set()
+    return own.union(*(_commands(member, (*path, name)) for name, member in group.commands.items()))
+
+
+def test_the_list_of_commands_is_whole() -> None:
+    assert _commands(get_command(app)) == set(COMMANDS)
 
 
 def test_the_help_loads_no_torch_and_no_runtime() -> None:

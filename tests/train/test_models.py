@@ -18,7 +18,7 @@ from train.macs import measure
 from train.models import Card, load_model, save_model
 from train.models.student import build_student
 from train.models.vit import Block, TubeletViT
-from train.objectives.masked import MaskedAutoencoder, tube_mask
+from train.objectives.masked import MaskedAutoencoder, parted, picked, tube_mask
 
 FRAME = (3, 32, 32)
 TINY = TeacherConfig(dim=32, depth=2, heads=4, tubelet=(2, 8, 8))
@@ -53,6 +53,35 @@ def test_a_clip_must_be_whole_tubelets() -> None:
         TubeletViT(TINY, 3, (3, 30, 32), 4)
     with pytest.raises(UserError, match=r"not a multiple of teacher\.heads"):
         TubeletViT(TINY.model_copy(update={"heads": 5}), 3, FRAME, 4)
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(2, 5), st.floats(0.1, 0.9), st.integers(0, 99))
+def test_picking_by_places_is_masking_bit_for_bit(batch: int, times: int, side: int, ratio: float, seed: int) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    mask = tube_mask(batch, (times, side, side), ratio, draws)
+    x = torch.randn(batch, mask.shape[1], 3, generator=draws, requires_grad=True)
+    for places, chosen in zip(parted(mask), (~mask, mask), strict=True):
+        got, want = picked(x, places), x[chosen].reshape(batch, -1, 3)
+        assert torch.equal(got, want)
+        weights = torch.randn(want.shape, generator=draws)
+        grads = [torch.autograd.grad((part * weights).sum(), x, retain_graph=True)[0] for part in (got, want)]
+        assert torch.equal(*grads)
+
+
+def test_a_masked_autoencoder_answers_as_its_boolean_form_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(TubeletViT(TINY, 3, FRAME, 4), 32, 1)
+    clip, mask = torch.randn(3, 3, 4, *FRAME[1:]), tube_mask(3, (2, 4, 4), 0.75, torch.Generator().manual_seed(1))
+    seen = model.encoder.encode(model.encoder.tokens(clip)[~mask].reshape(3, -1, TINY.dim))
+    places = model.get_buffer("positions").expand(3, -1, -1)
+    shown = model.bridge(seen) + places[~mask].reshape(3, -1, 32)
+    asked = model.hidden_token + places[mask].reshape(3, -1, 32)
+    decoded = model.decoder(torch.cat([shown, asked], 1))[:, shown.shape[1] :]
+    made, wanted = model.answers(clip, mask)
+    assert torch.equal(made, model.predict(model.norm(decoded)))
+    assert torch.equal(wanted, model.targets(clip)[mask].reshape(3, asked.shape[1], -1))
+    with pytest.raises(AssertionError, match="same number"):
+        parted(torch.tensor([[True, False], [True, True]]))
 
 
 @settings(max_examples=15, deadline=None)

@@ -5,16 +5,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
+from tests.boxes import boxes_recipe, write_boxes
 from tests.train.synthetic import tiny_recipe, write_data
 from toolkit.cli import app
+from toolkit.cli.forecast import forecast
 from toolkit.errors import UserError
-from toolkit.recipe import Recipe, load_recipe
+from toolkit.recipe import Recipe, StudentConfig, load_recipe
 from toolkit.shelf import recipe_text, recipes
+from train.detect.clip import ClipDetector
 from train.macs import measure
-from train.models.store import build
+from train.models.store import build, load_model
 from train.outlook import _Kept, outlook
+from train.stages import distill, finetune
 from train.stages.common import card_of
 
 VIT_B = {"dim": 768, "depth": 12, "heads": 12}
@@ -115,3 +121,39 @@ def test_steps_come_from_the_data_without_decoding_them(tmp_path: Path) -> None:
     assert "12 training clips of 2 classes" in text
     assert "steps       9 (3 an epoch)" in text
     assert list(tmp_path.iterdir()) == [tmp_path / "data", tmp_path / "my.toml"] or len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_detector_is_planned_as_it_is_trained(tmp_path: Path) -> None:
+    recipe = boxes_recipe(write_boxes(tmp_path / "data"), epochs=2)
+    trained = {"distill": distill, "finetune": finetune}
+    first, *rows = forecast(recipe, None, None, 1)["stages"]
+    assert first["steps"] == recipe.pretrain.epochs  # one training video is one clip
+    for row in rows:
+        out = trained[row["stage"]](recipe, tmp_path / row["stage"])
+        model = load_model(out).model
+        assert row["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        assert row["steps"] == max(line["step"] for line in lines)
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            clip = torch.zeros(1, 4, 3, *recipe.preprocess.size)
+            answer = model.frames_answer(clip.transpose(1, 2)) if isinstance(model, ClipDetector) else model(clip)
+        assert answer.shape[1] == 4
+        assert row["forward_gflops"] == pytest.approx(counter.get_total_flops() / 1e9, rel=0.02)
+
+
+def test_a_frozen_detector_learns_its_head_alone_and_its_plan_says_so(tmp_path: Path) -> None:
+    path = write_boxes(tmp_path / "data")
+    recipe = boxes_recipe(path, freeze=99).model_copy(update={"student": StudentConfig.model_validate(
+        {"width": 0.25, "blocks": 5, "temporal": "none", "boxes": {"channels": 32}})})  # fmt: skip
+    head, whole = (outlook(r, "distill", ("a", "b"), 8) for r in (
+        recipe, boxes_recipe(path, freeze=0).model_copy(update={"student": recipe.student})))  # fmt: skip
+    assert head.parameters == whole.parameters
+    assert head.forward_gflops == whole.forward_gflops
+    assert head.step_gflops < whole.step_gflops
+    assert 0 < head.gradients_mib < whole.gradients_mib
+
+
+def test_boxes_that_are_not_here_leave_the_steps_open_and_say_so(tmp_path: Path) -> None:
+    found = forecast(boxes_recipe(tmp_path / "none.json"), "distill", None, 1)
+    assert "do not exist" in found["data"]
+    assert found["stages"][0]["steps"] is None

@@ -19,6 +19,7 @@ from train.data.batch import Batch
 from train.data.clip import Clip
 from train.data.clips import Pictures, load_pictures, normalise
 from train.data.index import index_clips
+from train.data.videos import VideoSource
 from train.data.views import cut_views
 from train.evaluate import Answers, answer, answer_views
 from train.loop import Plan, fit
@@ -28,7 +29,9 @@ from train.models.vit import TubeletViT
 from train.stages import distill, finetune, pretrain
 from train.stages.common import card_of
 from train.stages.finetune import frozen_norms, layer_rates
+from train.stages.retrieve import class_planes, judge
 from train.tasks import make_task
+from train.tasks.retrieval import Retrieval
 
 LAYERS = ["embed", "blocks.0", "blocks.1", "blocks.2", "norm", "head"]
 
@@ -246,6 +249,50 @@ def test_answers_with_many_labels_are_chosen_by_mean_average_precision() -> None
     assert answers.accuracy == pytest.approx(2 / 3)
     assert answers.score == 1.0
     assert card_of(tiny_recipe(Path()), "student", ("a", "b")).labels == ("a", "b")
+
+
+def test_fine_tuning_for_retrieval_orders_clips_and_its_head_follows(root: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(root, finetune={"task": "retrieval", "epochs": 30, "batch": 16, "lr": 3e-3})
+    teacher = finetune(recipe, tmp_path / "teacher")
+    done = json.loads((teacher / "done.json").read_text())
+    assert done["metric"] == "retrieval mAP"
+    model, pre, index = load_model(teacher).model, recipe.preprocess, index_clips(root)
+    train, val = (load_pictures(index, split, pre, 4) for split in ("train", "val"))
+    assert done["validation"] == pytest.approx(judge(model, val, pre, Retrieval(index.labels))["map"])
+    untrained = build(card_of(recipe, "teacher", index.labels))
+    assert judge(model, train, pre, Retrieval(index.labels))["map"] > 0.9
+    assert judge(untrained, train, pre, Retrieval(index.labels))["map"] < 0.8
+    assert answer(model, train, pre).accuracy > 0.9
+    records = [json.loads(line) for line in (teacher / "metrics.jsonl").read_text().splitlines()]
+    assert max(r["validation"] for r in records if "validation" in r) == pytest.approx(done["validation"], abs=1e-5)
+
+
+def test_the_planes_between_class_means_part_what_is_apart() -> None:
+    x = torch.tensor([[5.0, 0.1], [7.0, -0.2], [0.3, 4.0], [0.0, 9.0], [-3.0, -3.0]])
+    labels = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1], [0, 0]])
+    weight, bias = class_planes(x, labels, 0.1)
+    assert torch.equal((x @ weight.T + bias > 0).float(), labels)
+
+
+@pytest.mark.parametrize("key", ["mixup=0.2", "cutmix=1.0", "linear_probe=true", "batch=2"])
+def test_what_retrieval_cannot_use_is_refused(key: str) -> None:
+    with pytest.raises(UserError, match="retrieval"):
+        load_recipe(None, ('finetune.task="retrieval"', f"finetune.{key}"))
+
+
+def test_a_broken_validation_clip_is_left_out_and_no_other_counts_twice(tmp_path: Path) -> None:
+    write_data(tmp_path / "data", train=1, val=3)
+    recipe = tiny_recipe(tmp_path / "data")
+    model = build(card_of(recipe, "teacher", ("left", "right")))
+    whole = answer(model, VideoSource(index_clips(tmp_path / "data"), "val", recipe.preprocess, 4, random=False),
+                   recipe.preprocess)  # fmt: skip
+    index = index_clips(tmp_path / "data")
+    index.split("val")[1].path.write_bytes(b"broken")
+    source = VideoSource(index, "val", recipe.preprocess, 4, random=False, broken_share=0.5)
+    found = answer(model, source, recipe.preprocess, batch=2)
+    kept = [0, 2, 3, 4, 5]
+    assert found.labels.tolist() == whole.labels[kept].tolist()
+    np.testing.assert_allclose(found.logits, whole.logits[kept], atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -18,13 +18,18 @@ def forecast(recipe: Recipe, stage: str | None, clips: int | None, processes: in
     """
     from train.outlook import STAGES, outlook
 
-    labels, count, text = _data(recipe)
+    boxes = recipe.task == "detection"
+    labels, count, text = _boxes(recipe) if boxes else _data(recipe)
     if clips is not None:
         count, text = clips, f"data: {clips} training clips (as given)"
+    seen = count
+    if boxes and clips is None and stage in (None, "pretrain"):  # pretraining sees clips, not windows of boxes
+        seen = _data(recipe)[1]
+        text += f"\npretrain: {'unknown' if seen is None else seen} training clips"
     rows = []
     for name in [stage] if stage else STAGES:
         try:
-            rows.append(outlook(recipe, name, labels, count, processes).as_dict())
+            rows.append(outlook(recipe, name, labels, seen if name == "pretrain" else count, processes).as_dict())
         except UserError as error:
             if stage is not None:
                 raise
@@ -44,3 +49,18 @@ def _data(recipe: Recipe) -> tuple[tuple[str, ...], int | None, str]:
     except UserError as error:
         return unknown, None, f"data: {error}"
     return index.labels, count, f"data: {count} training clips of {len(index.labels)} classes in {recipe.data.root}"
+
+
+def _boxes(recipe: Recipe) -> tuple[tuple[str, ...], int | None, str]:
+    """The same for a detector, which learns from windows of boxed footage."""
+    from toolkit.coco import read_coco
+    from train.detect.source import count_windows
+
+    unknown = tuple(str(number) for number in range(_CLASSES))
+    try:
+        data = read_coco(recipe.data.root)
+        windows = count_windows(data.split("train"), recipe.preprocess, recipe.data.frames)
+    except UserError as error:
+        return unknown, None, f"data: {error}; give --clips (windows of {recipe.data.frames} frames) to know the steps"
+    text = f"data: {windows} training windows of {recipe.data.frames} frames, {len(data.labels)} classes of boxes"
+    return data.labels, windows, f"{text} in {recipe.data.root}"

@@ -56,6 +56,10 @@ def plan(
     say(as_json, found, _page(found))
 
 
+def _short(value: float) -> str:
+    return f"{value:,.{0 if value >= 10 else 2}f}"
+
+
 def _page(found: dict[str, Any]) -> str:
     lines = [found["data"]]
     for row in found["stages"]:
@@ -63,7 +67,7 @@ def _page(found: dict[str, Any]) -> str:
         parts = ", ".join(f"{row[f'{part}_mib']:,.0f} {part}" for part in _PARTS)
         lines += [
             f"{row['stage']}:", f"  parameters  {row['parameters'] / 1e6:,.2f} million",
-            f"  operations  {row['forward_gflops']:,.2f} GFLOPs a clip forward, {row['step_gflops']:,.0f} a step",
+            f"  operations  {row['forward_gflops']:,.2f} GFLOPs a clip forward, {_short(row['step_gflops'])} a step",
             f"  memory      {row['memory_mib']:,.0f} MiB in each process (estimated: {parts}; "
             f"{row['clips_at_once']} clips at once)",
             f"  steps       {steps}",

@@ -16,12 +16,13 @@ from torch.nn import functional
 from toolkit.boxed import BoxedPicture, read_boxed
 from toolkit.coco import Footage, FrameBoxes
 from toolkit.errors import UserError
-from toolkit.preprocess import Preprocess
+from toolkit.preprocess import FrameSampler, Preprocess
 from toolkit.progress import track
+from toolkit.video import extent
 from train.data.batch import Batch
 from train.data.clips import normalise
 
-__all__ = ["BoxedVideo", "Windows", "augment", "load_boxed", "padded"]
+__all__ = ["BoxedVideo", "Windows", "augment", "count_windows", "load_boxed", "padded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,24 @@ def padded(frames: Sequence[FrameBoxes | None]) -> tuple[Tensor, Tensor]:
         boxes[index, :count] = torch.from_numpy(frame.boxes)
         labels[index, :count] = torch.from_numpy(frame.labels)
     return boxes, labels
+
+
+def count_windows(footage: Sequence[Footage], preprocess: Preprocess, frames: int) -> int:
+    """How many windows training will have, told from the files' headers and annotations; nothing is decoded.
+
+    Raises:
+        UserError: a file cannot be opened, or no annotated frame is left.
+    """
+    videos = []
+    for part in footage:
+        count, fps = (1, 1.0) if part.still else extent(part.path)
+        sampler = FrameSampler(preprocess.fps)
+        truth = [
+            part.frames.get(index) if repeat == due - 1 else None
+            for index in range(count) if (due := sampler.due(index / fps)) for repeat in range(due)
+        ]  # fmt: skip
+        videos.append(BoxedVideo(np.empty((len(truth), 0, 0, 3), np.uint8), tuple(truth), part.path.name))
+    return len(Windows(videos, frames))
 
 
 class Windows:

@@ -14,7 +14,7 @@ from train.data.batch import Batch
 from train.models.vit import Block, TubeletViT, sincos_positions
 from train.objectives.features import Encoder, borrow
 
-__all__ = ["Config", "Masked", "MaskedAutoencoder", "build", "tube_mask", "unfit"]
+__all__ = ["Config", "Masked", "MaskedAutoencoder", "build", "parted", "picked", "tube_mask", "unfit"]
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -26,6 +26,23 @@ def tube_mask(batch: int, grid: tuple[int, ...], ratio: float, generator: torch.
     order = torch.rand(batch, places, generator=generator).argsort(1)
     mask = torch.zeros(batch, places, dtype=torch.bool).scatter_(1, order[:, :hidden], True)
     return mask[:, None].expand(batch, times, places).reshape(batch, times * places)
+
+
+def parted(mask_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices (B, S) of the seen and (B, M) of the hidden tokens, in order; every clip hides equally many.
+
+    They are for a mask on the CPU: there the count is known without waiting for a GPU, as boolean indexing would.
+    """
+    counts = mask_BN.sum(1)
+    assert bool((counts == counts[0]).all()), "every clip hides the same number of tokens"
+    order = mask_BN.to(torch.uint8).argsort(dim=1, stable=True)
+    seen = mask_BN.shape[1] - int(counts[0])
+    return order[:, :seen], order[:, seen:]
+
+
+def picked(x_BND: Tensor, places_BM: Tensor) -> Tensor:
+    """The tokens at these places (B, M, D)."""
+    return x_BND.gather(1, places_BM[:, :, None].expand(-1, -1, x_BND.shape[-1]))
 
 
 class MaskedAutoencoder(nn.Module):
@@ -77,19 +94,24 @@ class MaskedAutoencoder(nn.Module):
         return (made - wanted).square().mean()
 
     def answers(self, clip_BCTHW: Tensor, mask_BN: Tensor) -> tuple[Tensor, Tensor]:
-        """What is predicted of the hidden tubelets, and what they hold: (B, M, 3 * t * h * w) both."""
-        batch = clip_BCTHW.shape[0]
-        tokens = self.encoder.tokens(clip_BCTHW)
-        seen = self.encoder.encode(tokens[~mask_BN].reshape(batch, -1, tokens.shape[-1]))
+        """What is predicted of the hidden tubelets, and what they hold: (B, M, 3 * t * h * w) both.
+
+        ``mask_BN`` is best on the CPU, where :func:`tube_mask` makes it: then nothing waits for a GPU.
+        """
+        seen_BS, hidden_BM = (_sent(places, clip_BCTHW.device) for places in parted(mask_BN.cpu()))
+        seen = self.encoder.encode(picked(self.encoder.tokens(clip_BCTHW), seen_BS))
         positions = self.positions
         assert isinstance(positions, Tensor)
-        places = positions.expand(batch, -1, -1)
-        dim = places.shape[-1]
-        shown = self.bridge(seen) + places[~mask_BN].reshape(batch, -1, dim)
-        asked = self.hidden_token + places[mask_BN].reshape(batch, -1, dim)
+        places = positions.expand(len(clip_BCTHW), -1, -1)
+        shown = self.bridge(seen) + picked(places, seen_BS)
+        asked = self.hidden_token + picked(places, hidden_BM)
         decoded = self.decoder(torch.cat([shown, asked], 1))[:, shown.shape[1] :]
-        wanted = self.targets(clip_BCTHW)[mask_BN].reshape(batch, asked.shape[1], -1)
-        return self.predict(self.norm(decoded)), wanted
+        return self.predict(self.norm(decoded)), picked(self.targets(clip_BCTHW), hidden_BM)
+
+
+def _sent(places: Tensor, device: torch.device) -> Tensor:
+    """From pinned memory a copy to a GPU does not wait either."""
+    return places.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else places.to(device)
 
 
 class Config(BaseModel):
@@ -122,7 +144,7 @@ class Masked(nn.Module):
         """New tubes are drawn for every clip."""
         clip = clips_BVCTHW[:, 0]
         mask = tube_mask(len(clip), self.autoencoder.encoder.grid, self.config.mask_ratio, generator)
-        made, wanted = self.autoencoder.answers(clip, mask.to(clip.device))
+        made, wanted = self.autoencoder.answers(clip, mask)
         pixels = (made - wanted).square().mean()
         if not self.config.change:
             return {"loss": pixels}

@@ -40,7 +40,7 @@ from train.tasks.detection import Detection
 
 Loss = Callable[[Batch, torch.Generator], Tensor]
 
-__all__ = ["answers_of", "detect_encoder", "detect_student", "detection_of", "prune_detector"]
+__all__ = ["answers_of", "detect_encoder", "detect_student", "detection_of", "only_head", "prune_detector", "rates_of"]
 
 
 def detect_student(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
@@ -154,13 +154,13 @@ def _train(
     val = load_boxed(data.split("val"), preprocess, "decode val") if has_val else []
     validate = _validator(model, task, val, preprocess) if val else None
     windows: Windows | FeatureWindows = Windows(videos, recipe.data.frames)
-    if _only_head(model, config.freeze):
+    if only_head(model, config.freeze):
         assert isinstance(model, StreamStudent)
         windows = FeatureWindows(model, videos, recipe.data.frames, preprocess, config)
         loss, validate = _head_loss(model, task), _head_validator(model, task, val, preprocess) if val else None
     else:
         loss = _loss(model, task, preprocess, config)
-    plan = Plan("train detector", model, loss, config, validate, _rates(model, config.freeze), run=recipe.run)
+    plan = Plan("train detector", model, loss, config, validate, rates_of(model, config.freeze), run=recipe.run)
     return model, fit(plan, windows, out).best
 
 
@@ -175,7 +175,7 @@ def _loss(model: Model, task: Detection, preprocess: Preprocess, config: Detecti
     return loss
 
 
-def _only_head(model: Model, freeze: int) -> bool:
+def only_head(model: Model, freeze: int) -> bool:
     """Whether nothing but the head is trained and the backbone sees single frames: then features are computed once."""
     if not isinstance(model, StreamStudent):
         return False
@@ -219,7 +219,7 @@ def _started(model: Model, start: Model) -> Model:
     return model
 
 
-def _rates(model: Model, freeze: int) -> Callable[[str], float]:
+def rates_of(model: Model, freeze: int) -> Callable[[str], float]:
     """Zero for the first ``freeze`` blocks of the backbone and what stands before them, by the parameters' names."""
     prefix = "encoder." if isinstance(model, ClipDetector) else ""
     order = model.encoder.layers() if isinstance(model, ClipDetector) else _layers(model)

@@ -26,7 +26,9 @@ from train.models.store import Loaded, Model, build, load_model
 from train.models.student import StreamStudent
 from train.stages.common import Data, card_of, parents_of, run_stage, validator
 from train.stages.detect import detect_encoder
-from train.tasks import make_task
+from train.stages.retrieve import fit_head, judge, seeker
+from train.tasks.classification import Classification
+from train.tasks.retrieval import Retrieval
 
 __all__ = ["finetune", "layer_rates"]
 
@@ -36,13 +38,15 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def finetune(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
     """Supervised training of the teacher, from ``init`` (a pretrained encoder) or from scratch.
 
-    With ``task = "detection"`` the head of boxes on the encoder instead.
+    With ``task = "detection"`` the head of boxes on the encoder instead. With ``finetune.task = "retrieval"`` the
+    embedding is trained, and the head follows from it at the end.
     """
     if recipe.task == "detection":
         return detect_encoder(recipe, out, init)
     module_of(recipe.teacher.encoder)  # a misspelt name is told before anything is decoded
     start = load_model(init) if init is not None else None
     config = recipe.finetune
+    seeks = config.task == "retrieval"
 
     def work(data: Data) -> Model:
         torch.manual_seed(config.seed)
@@ -55,27 +59,38 @@ def finetune(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
         teacher.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         rates = layer_rates(teacher.layers(), config)
         frozen = frozen_norms(teacher, rates)
-        task = make_task(
-            "classification", data.index.labels, multi_label=data.index.multi_label,
-            label_smoothing=config.label_smoothing,
-        )  # fmt: skip
+        labels, pre = data.index.labels, recipe.preprocess
+        many = data.index.multi_label
+        task = Retrieval(labels) if seeks else Classification(labels, many, config.label_smoothing)
         turning = recipe.data.mirror and not recipe.data.flips
-        augment = ClipAugment(data.augment, config, len(data.index.labels), turning)
+        augment = ClipAugment(data.augment, config, len(labels), turning)
 
         def loss(batch: Batch, generator: torch.Generator) -> Tensor:
             for norm in frozen:
                 norm.eval()  # the loop has put the whole model into training mode
             clips, labels = augment(batch.first, batch.labels, generator)
-            return task.loss(replace(batch, labels=labels), teacher(clips.transpose(1, 2)))
+            clips = clips.transpose(1, 2)
+            return task.loss(replace(batch, labels=labels), teacher.embed(clips) if seeks else teacher(clips))
 
-        validate = validator(teacher, data, recipe)
+        validate = (
+            seeker(teacher, data.val, pre, task) if isinstance(task, Retrieval) else validator(teacher, data, recipe)
+        )
         fit(Plan("fine-tune teacher", teacher, loss, config, validate, rates, run=recipe.run), data.train, out)
+        if isinstance(task, Retrieval):
+            fit_head(teacher, data.train, pre, task)
         return teacher
 
     def report(model: Model, data: Data) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if seeks and data.val is not None:
+            figures = judge(model, data.val, recipe.preprocess, Retrieval(data.index.labels))
+            found = {"validation": figures["map"], "metric": "retrieval mAP", "retrieval": figures}
         if not any(clip.split == "test" for clip in data.index.clips):
-            return {}
-        return {"test": judge_split(model, data.index, "test", recipe.preprocess, config.views, out / "figures")}
+            return found
+        return {
+            **found,
+            "test": judge_split(model, data.index, "test", recipe.preprocess, config.views, out / "figures"),
+        }
 
     parents = parents_of(init=init or recipe.teacher.pretrained)
     return run_stage("finetune", recipe, ("teacher", "finetune"), parents, out, "teacher", work, report)
