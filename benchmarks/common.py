@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import json
 import subprocess
 import time
 from collections.abc import Callable
@@ -66,6 +67,15 @@ def save(name: str, caption: str, columns: list[str], rows: list[list[Any]], dat
             "evidence": evidence,
             "caption": caption,
             "table": {"columns": columns, "rows": rows},
-            "data": data,
+            "data": _portable(data),
         },
     )
+
+
+def _portable(data: dict[str, Any]) -> dict[str, Any]:
+    """The data without the paths of this machine."""
+    text = json.dumps(data)
+    for folder in (ROOT, Path.cwd()):
+        text = text.replace(f"{folder}/", "")
+    found: dict[str, Any] = json.loads(text)
+    return found
