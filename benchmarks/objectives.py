@@ -7,7 +7,7 @@ Footage: the real videos in toolkit/assets/footage (from ../shared/data/intel_sa
 disjoint times. Pretraining sees 12-frame windows of the train videos, turned and played backwards at random, without
 labels. Task: what moves how (five classes; single frames say nothing). Labels: a small share of the labelled train
 clips, drawn anew by each seed, the same for every row. Every row: the same encoder, the same steps of pretraining and
-of fine-tuning, at the rate that suits random weights best. Settings were chosen on validation (--split val shows only
+of fine-tuning, at a rate that suits random weights. Settings were chosen on validation (--split val shows only
 that; --budgets how far random weights get in more time). What is done is kept in --work: a run that was cut goes on.
 """
 
@@ -50,7 +50,7 @@ HOWS = ("probe", "finetune")
 PRETRAIN = {"epochs": 20, "batch": 16, "lr": 2e-3}  # of 800 clips: 1000 steps
 FINETUNE = {"epochs": 80, "batch": 16}  # of 120 clips: 600 steps
 BUDGETS = (80, 160)  # epochs of fine-tuning that --budgets compares, on validation only
-RATES = (3e-3,)  # of fine-tuning: with it random weights do best on validation; of several each row takes its best
+RATES = (3e-3,)  # of fine-tuning: better for random weights than 1e-3 on validation; of several each row takes its best
 SHARE = 0.15
 ENCODERS = {
     "vit": TeacherConfig(dim=64, depth=2, heads=4, tubelet=(4, 8, 8), dropout=0.1),
