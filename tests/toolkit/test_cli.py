@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -233,13 +234,18 @@ def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(recipe: Path, tmp_path: P
     write_data(tmp_path / "data", train=8, val=2)
     command = [sys.executable, "-P", "-m", "toolkit", "distill", str(recipe), "--out", str(tmp_path / "s"),
                "--set", "distill.epochs=500", "--set", "distill.batch=4"]  # fmt: skip
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    # A suite that runs in a shell's background is deaf to Ctrl-C, and so would be its children.
+    hearing = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=hearing,
                              env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     checkpoint = tmp_path / "s" / "checkpoint.safetensors"
-    while child.poll() is None and not checkpoint.exists():
-        pass
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=60)
+    try:
+        while child.poll() is None and not checkpoint.exists():
+            time.sleep(0.02)
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=60)
+    finally:
+        child.kill()
     assert child.returncode == 130, errors
     assert "interrupted: run the same command again to go on" in errors
     assert "Traceback" not in errors

@@ -3,18 +3,20 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from toolkit.cv import opencv
-from toolkit.errors import UserError
+from toolkit.errors import MissingDependency, UserError
 from toolkit.preprocess import Preprocess
 from toolkit.video import Span, read_pictures
 from train.data.clip import Clip
-from train.data.decode import Decoded, Timeline, open_video
 from train.data.formats.shards import read_member
+
+if TYPE_CHECKING:
+    from train.data.decode import Decoded, Timeline
 
 __all__ = ["Opened", "open_clip", "read_clip"]
 
@@ -23,7 +25,7 @@ class Opened(Protocol):
     """An open clip; ``timeline`` is worth keeping for the next time, if there is one."""
 
     @property
-    def timeline(self) -> Timeline | None:
+    def timeline(self) -> "Timeline | None":
         """When its frames are shown."""
         ...
 
@@ -31,7 +33,7 @@ class Opened(Protocol):
         """How many pictures it has at ``fps``."""
         ...
 
-    def pictures(self, ticks: Sequence[int], preprocess: Preprocess, span: Span = (None, None)) -> Decoded:
+    def pictures(self, ticks: Sequence[int], preprocess: Preprocess, span: Span = (None, None)) -> "Decoded":
         """The pictures at ``ticks``, which rise; one after the last repeats it."""
         ...
 
@@ -39,7 +41,7 @@ class Opened(Protocol):
 class _Images:
     """Frames as picture files: one a tick, since they say no times."""
 
-    timeline: Timeline | None = None
+    timeline: "Timeline | None" = None
 
     def __init__(self, images: tuple[Path, ...]) -> None:
         self._images = images
@@ -47,7 +49,9 @@ class _Images:
     def ticks(self, fps: float, span: Span = (None, None)) -> int:
         return len(self._images)
 
-    def pictures(self, ticks: Sequence[int], preprocess: Preprocess, span: Span = (None, None)) -> Decoded:
+    def pictures(self, ticks: Sequence[int], preprocess: Preprocess, span: Span = (None, None)) -> "Decoded":
+        from train.data.decode import Decoded
+
         numbers = np.minimum(np.asarray(ticks, np.int64), len(self._images) - 1)
         frames = {int(number): _picture(self._images[number]) for number in sorted(set(numbers))}
         first = frames[int(numbers[0])]
@@ -65,7 +69,7 @@ def _picture(path: Path) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def open_clip(clip: Clip, timeline: Timeline | None = None, device: str = "cpu") -> Iterator[Opened]:
+def open_clip(clip: Clip, timeline: "Timeline | None" = None, device: str = "cpu") -> Iterator[Opened]:
     """Open a clip; its ``timeline``, if known from before, saves reading the whole file again.
 
     Raises:
@@ -74,6 +78,10 @@ def open_clip(clip: Clip, timeline: Timeline | None = None, device: str = "cpu")
     if clip.images:
         yield _Images(clip.images)
         return
+    try:  # a board reads its own video files with OpenCV and has no PyAV
+        from train.data.decode import open_video
+    except ModuleNotFoundError as error:
+        raise MissingDependency("av", "train") from error
     source = clip.path if clip.member is None else read_member(clip.path, clip.member)
     with open_video(source, clip.name, timeline, device) as video:
         yield video
