@@ -175,3 +175,17 @@ def test_a_misspelt_encoder_is_told_before_anything_is_written(tmp_path: Path) -
         with pytest.raises(UserError, match=r"unknown teacher.encoder 'vitb' \(did you mean 'vit-b'\?\)"):
             stage(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_demos_report_draws_the_curves_that_the_loop_leaves(tmp_path: Path) -> None:
+    from toolkit.cli.demo import _curves
+
+    root = write_data(tmp_path / "data", train=4, val=2)
+    recipe = tiny_recipe(root)
+    pretrain(recipe, tmp_path / "pretrained")
+    for name in ("teacher", "control", "student", "pruned"):
+        finetune(recipe, tmp_path / name)
+    curves = {(curve.panel, curve.name): curve.points for curve in _curves(tmp_path)}
+    assert [epoch for epoch, _ in curves["training loss", "pretrained"]] == [1, 2]
+    assert [epoch for epoch, _ in curves["validation accuracy", "student"]] == [1, 2]
+    assert ("validation accuracy", "pretrained") not in curves

@@ -204,9 +204,10 @@ def _curves(folder: Path) -> list[Any]:
 
     curves = []
     for name in ("pretrained", "teacher", "control", "student", "pruned"):
-        rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+        rows = [line for line in lines if "clips_per_s" in line]  # of epochs; those of steps stand between them
         curves.append(Curve(panel="training loss", name=name, points=tuple((r["epoch"], r["loss"]) for r in rows)))
-        if rows[0]["validation"] is not None:
+        if "validation" in rows[0]:
             points = tuple((r["epoch"], r["validation"]) for r in rows)
             curves.append(Curve(panel="validation accuracy", name=name, points=points))
     return curves
