@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.common import RESULTS, save
 from deploy.bench import bench_calls
@@ -32,44 +32,13 @@ from deploy.export import export_bundle
 from deploy.runtimes import Options, load
 from deploy.trial import try_alone
 from toolkit.bundle import Artefact, Bundle, open_bundle
-from toolkit.contract import Contract
 from toolkit.preprocess import Preprocess
 from toolkit.recipe import StudentConfig, TeacherConfig
+from train.models.registry import make_encoder
 from train.models.student import build_student
-from train.models.vit import TubeletViT
 
 RUNTIMES = ("torch", "onnxruntime", "openvino", "litert")
 FRAMES = 8
-
-
-class R2Plus1D(nn.Module):
-    """R(2+1)D (Tran et al. 2018, arXiv:1711.11248) with one block a stage and an eighth of the paper's width."""
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.side = side
-        layers: list[nn.Module] = [_conv(3, 24, (1, 7, 7), (1, 2, 2)), _conv(24, 32, (3, 1, 1), (1, 1, 1))]
-        channels = 32
-        for outputs, stride in ((32, 1), (64, 2), (128, 2), (256, 2)):
-            layers += [_conv(channels, outputs, (1, 3, 3), (1, stride, stride)),
-                       _conv(outputs, outputs, (3, 1, 1), (stride, 1, 1))]  # fmt: skip
-            channels = outputs
-        self.net = nn.Sequential(*layers, nn.AdaptiveAvgPool3d(1), nn.Flatten(1), nn.Linear(channels, 5))
-
-    def contract(self) -> Contract:
-        """A clip of 8 frames."""
-        return Contract(kind="clip", frame=(3, self.side, self.side), classes=5, frames=FRAMES)
-
-    def forward(self, clip_BCTHW: Tensor) -> Tensor:
-        """Logits (B, 5)."""
-        logits: Tensor = self.net(clip_BCTHW)
-        return logits
-
-
-def _conv(inputs: int, outputs: int, kernel: tuple[int, ...], stride: tuple[int, ...]) -> nn.Sequential:
-    padding = tuple(size // 2 for size in kernel)
-    convolution = nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False)  # type: ignore[arg-type]
-    return nn.Sequential(convolution, nn.BatchNorm3d(outputs), nn.ReLU())
 
 
 def build(name: str, side: int, width: float) -> nn.Module:
@@ -78,11 +47,8 @@ def build(name: str, side: int, width: float) -> nn.Module:
     model: nn.Module
     if name == "student":
         model = build_student(StudentConfig(width=width), 5, (3, side, side), 16)
-    elif name == "r2plus1d":
-        model = R2Plus1D(side)
     else:
-        config = TeacherConfig(dim=384, depth=12, heads=6, tubelet=(2, 16, 16))
-        model = TubeletViT(config, 5, (3, side, side), FRAMES)
+        model = make_encoder(TeacherConfig(encoder=name), 5, Preprocess(size=(side, side)), FRAMES)
     modules = list(model.modules())
     for module in modules:
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
