@@ -16,6 +16,10 @@ from toolkit.progress import bar
 
 __all__ = ["Latency", "bench", "bench_calls", "peak_rss_mib"]
 
+#: A runtime's worker threads spin for some milliseconds after a step; the next runtime should not have to share a core
+#: with them (torch's p95 was fifteen times its median).
+REST_S = 0.005
+
 
 @dataclass(frozen=True, slots=True)
 class Latency:
@@ -46,7 +50,7 @@ class Latency:
 
 
 def bench(
-    sessions: Mapping[str, Session], steps: int = 200, warmup: int = 20, title: str = "bench", rest_s: float = 0.0
+    sessions: Mapping[str, Session], steps: int = 200, warmup: int = 20, title: str = "bench"
 ) -> dict[str, Latency]:
     """Time ``session.step`` of each session on random frames, in rounds of ten steps taken in turn."""
     rng = np.random.default_rng(0)
@@ -56,7 +60,7 @@ def bench(
         return lambda: session.step(frame)
 
     calls = {name: call(session) for name, session in sessions.items()}
-    return bench_calls(calls, steps, warmup, title, rest_s=rest_s)
+    return bench_calls(calls, steps, warmup, title, rest_s=REST_S)
 
 
 def bench_calls(

@@ -24,7 +24,6 @@ __all__ = ["AGREEMENT", "Candidate", "candidates", "sweep", "table", "winner"]
 
 #: An int8 winner names the float model's class at least this often over the golden steps.
 AGREEMENT = 0.95
-_REST_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ def sweep(bundle: Bundle, steps: int = 200, threads: Sequence[int] | None = None
     good = [item for item in asked if "error" not in alone[item.key, item.form]]
     sessions = {item: open_session(bundle, item.key, options=item.options) for item in good}
     try:
-        times = bench({item.name: session for item, session in sessions.items()}, steps, rest_s=_REST_S)
+        times = bench({item.name: session for item, session in sessions.items()}, steps)
     finally:
         for session in sessions.values():
             session.close()
