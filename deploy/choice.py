@@ -7,18 +7,19 @@ It lies in ``$VIDON_HOME/choices`` (by default ``~/.cache/vidon/choices``).
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from devices.home import home
 from devices.machine import Machine, describe_machine
 from toolkit.bundle import Bundle
+from toolkit.errors import UserError
 from toolkit.files import sha256, write_text
 from toolkit.progress import note
 
-__all__ = ["Choice", "choice_file", "home", "load_choice", "save_choice"]
+__all__ = ["Choice", "choice_file", "load_choice", "save_choice"]
 
 
 class Choice(BaseModel):
@@ -43,13 +44,6 @@ class Choice(BaseModel):
         return f"{self.artefact} ({threads}{form}): measured fastest here on {self.measured}, p50 {self.p50_ms:.2f} ms"
 
 
-def home() -> Path:
-    """Where vidon keeps what it learned about this machine."""
-    if "VIDON_HOME" in os.environ:
-        return Path(os.environ["VIDON_HOME"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vidon"
-
-
 def _fingerprint(machine: Machine) -> str:
     """What decides speed and does not change from day to day."""
     told = [machine.cpu, machine.architecture, machine.cores, machine.board, machine.features]
@@ -72,7 +66,7 @@ def load_choice(bundle: Bundle) -> Choice | None:
     try:
         file = choice_file(bundle)
         choice = Choice.model_validate_json(file.read_text())
-    except OSError:
+    except (OSError, UserError):  # never measured, or nowhere to keep it
         return None
     except (ValueError, ValidationError):
         note(f"{file} is damaged and is not used: run  vidon bench {bundle.root} --all")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from deploy.export import export_bundle
-from devices.tools.environment import home as vidon_home
+from devices.home import home as vidon_home
 from tests.deploy.conftest import PRECISIONS, RUNTIME_NAMES, SIDE, lively_student, streams
 from toolkit.bundle import Bundle
 from toolkit.preprocess import Preprocess

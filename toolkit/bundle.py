@@ -79,7 +79,7 @@ class Artefact(_Frozen):
 class Manifest(_Frozen):
     """What ``manifest.json`` holds. ``files`` maps each relative path to its SHA-256."""
 
-    schema_version: int = SCHEMA
+    schema_version: int = Field(default=SCHEMA, ge=SCHEMA, le=SCHEMA)
     name: str
     task: str = "classification"
     labels: tuple[str, ...]
@@ -163,7 +163,7 @@ def open_bundle(path: Path, check: bool = True) -> Bundle:
 
     Raises:
         UserError: the path does not exist.
-        BundleError: not a bundle, newer schema, missing, extra-long or changed file; each is named.
+        BundleError: not a bundle, another schema, missing, changed or foreign file; each is named.
     """
     if not path.exists():
         raise UserError(f"bundle {path} does not exist: check the path, or make one with  vidon export")
@@ -180,11 +180,11 @@ def _read_manifest(root: Path) -> Manifest:
         raise BundleError(f"{root} is not a bundle: it has no manifest.json")
     try:
         raw = json.loads(file.read_text())
-        version = raw.get("schema_version")
+        version = raw["schema_version"]
         if isinstance(version, int) and version > SCHEMA:
             raise BundleError(f"bundle {root} has schema {version}, this vidon reads up to {SCHEMA}: upgrade vidon")
         return Manifest.model_validate(raw)
-    except (ValueError, AttributeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
         first = str(error).splitlines()[0]
         raise BundleError(f"bundle {root}: manifest.json is damaged ({first}); copy the bundle again") from error
 
@@ -198,6 +198,14 @@ def _check_files(root: Path, manifest: Manifest) -> None:
             raise BundleError(f"bundle {root}: {name} is missing; copy the bundle again")
         if sha256(file) != digest:
             raise BundleError(f"bundle {root}: {name} was changed or damaged (checksum differs); copy the bundle again")
+    for artefact in manifest.artefacts:
+        if f"{artefact.folder}/{artefact.entry}" not in manifest.files:
+            raise BundleError(f"bundle {root}: {artefact.key} is of a file without a checksum ({artefact.entry})")
+    # Runtimes open some files because they lie there (a batch's, an estimate's): none may come in unchecked.
+    for file in sorted((root / "models").rglob("*")):
+        name = file.relative_to(root).as_posix()
+        if file.is_file() and not file.name.startswith(".") and name not in manifest.files:
+            raise BundleError(f"bundle {root}: {name} is not of this bundle; remove it")
 
 
 def _unpack(path: Path) -> Path:

@@ -29,6 +29,7 @@ _DISK_TROUBLE = {
     errno.ENOTDIR: "a parent of this path is a file, not a folder: choose another output folder",
     errno.EISDIR: "this path is a folder, a file is expected: choose another name",
     errno.ENOENT: "the system does not let this folder be made: choose another output folder",
+    errno.EFBIG: "the file is larger than this system allows: raise the limit (ulimit -f), or choose another disk",
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
     errno.EIO: "the disk reports an error: check it, or choose another output folder",
     errno.EEXIST: "this path is a file, a folder is expected: choose another name",
@@ -64,8 +65,8 @@ def writable_dir(path: Path) -> Path:
     return path
 
 
-def write_bytes(path: Path, data: bytes) -> Path:
-    """Replace ``path`` by ``data`` atomically and return it."""
+def write_bytes(path: Path, data: bytes, mode: int = 0o644) -> Path:
+    """Replace ``path`` by ``data`` atomically and return it; at no time does it have more rights than ``mode``."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -74,7 +75,7 @@ def write_bytes(path: Path, data: bytes) -> Path:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o644)
+            os.chmod(name, mode)
             os.replace(name, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):

@@ -20,6 +20,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 __all__ = ["Bar", "bar", "console", "note", "quiet", "track"]
 
@@ -40,10 +41,10 @@ def quiet() -> Iterator[None]:
         _state["quiet"] = before
 
 
-def note(text: str) -> None:
-    """Print one line of news on stderr."""
+def note(text: str, style: str = "") -> None:
+    """Print one line of news on stderr, as it is: names of files may hold brackets, and a long line is not broken."""
     if not _state["quiet"]:
-        console.print(text)
+        console.print(Text(text, style), soft_wrap=True)
 
 
 class Bar:
@@ -68,7 +69,7 @@ class Bar:
         self._done += steps
         if self._label and time.monotonic() - self._said_s > _LINE_EVERY_S:
             self._said_s = time.monotonic()
-            console.print(f"  {self._label}: {self._done} of {self._total or '?'}  {news or ''}")
+            note(f"  {self._label}: {self._done} of {self._total or '?'}  {news or ''}")
 
 
 @contextlib.contextmanager
@@ -79,16 +80,16 @@ def bar(label: str, total: int | None) -> Iterator[Bar]:
         return
     if not sys.stderr.isatty():
         yield Bar(None, 0, label, total)
-        console.print(f"  {label}: done")
+        note(f"  {label}: done")
         return
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[news]}"),
+        TextColumn("{task.fields[news]}", markup=False),
     )
     with Progress(*columns, console=console) as progress:
         yield Bar(progress, progress.add_task(label, total=total, news=""))

@@ -277,7 +277,10 @@ class DetectionConfig(_Optim):
 
 
 class PruneConfig(_Optim):
-    """Structured pruning with torch-pruning, then recovery by distillation for ``epochs``."""
+    """Structured pruning with torch-pruning, then recovery by distillation for ``epochs`` at ``lr``.
+
+    The other settings of the optimiser are those of ``[distill]`` unless ``[prune]`` gives its own.
+    """
 
     ratio: float = Field(default=0.3, ge=0, lt=1)
     round_to: int = Field(default=8, ge=1)
@@ -309,6 +312,15 @@ class Recipe(_Frozen):
     prune: PruneConfig = PruneConfig()
     quantize: QuantizeConfig = QuantizeConfig()
     detection: DetectionConfig = DetectionConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recovery_is_trained_as_distillation_was(cls, raw: Any) -> Any:
+        distill, prune = (raw.get(key, {}) for key in ("distill", "prune")) if isinstance(raw, dict) else ({}, {})
+        if not (isinstance(distill, dict) and isinstance(prune, dict)):
+            return raw  # another validator says what is wrong
+        shared = _Optim.model_fields.keys() - {"epochs", "lr"}
+        return {**raw, "prune": {**{key: distill[key] for key in shared & distill.keys()}, **prune}}
 
 
 def load_recipe(path: Path | None, overrides: tuple[str, ...] = ()) -> Recipe:

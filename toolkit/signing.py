@@ -7,7 +7,6 @@ nothing changed. Keys are PEM files: the private one stays with the maker, the p
 import base64
 import binascii
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +39,7 @@ def make_keys(private: Path) -> Path:
             raise UserError(f"key {path} exists already: choose another name")
     key = ed25519.Ed25519PrivateKey.generate()
     plain, pem = serialization.NoEncryption(), serialization.Encoding.PEM
-    write_bytes(private, key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
-    os.chmod(private, 0o600)
+    write_bytes(private, key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain), mode=0o600)
     write_bytes(public, key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
     return public
 

@@ -17,7 +17,7 @@ from deploy.runtimes import onnxruntime_runtime
 from deploy.runtimes.base import Availability, Options, StepSession, check_device, present
 from deploy.runtimes.tool_session import one_stream
 from deploy.targets import SOURCE
-from devices.tools.environment import home
+from devices.home import home
 from toolkit.bundle import Artefact
 from toolkit.contract import Array, Contract, Placement
 from toolkit.errors import BundleError, MissingDependency, UnavailableDevice

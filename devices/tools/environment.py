@@ -4,30 +4,24 @@ An environment counts only once its ``ready.json`` stands, which is written last
 imported in it; an interrupted setup goes on at the step where it stopped, and a half-made one is never used.
 """
 
-import contextlib
 import hashlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from devices.home import home
 from devices.tools.client import SCRIPT, Worker
 from devices.tools.spec import Tool
 from toolkit.errors import MissingTool, ToolError, UserError
 from toolkit.files import writable_dir, write_json
+from toolkit.lock import alone
 from toolkit.progress import bar
 
-__all__ = ["home", "is_ready", "place_of", "python_of", "setup"]
-
-
-def home() -> Path:
-    """Where vidon keeps what it makes for itself."""
-    given = os.environ.get("VIDON_HOME")
-    return Path(given) if given else Path.home() / ".cache" / "vidon"
+__all__ = ["is_ready", "place_of", "python_of", "setup"]
 
 
 def place_of(tool: Tool) -> Path:
@@ -37,7 +31,10 @@ def place_of(tool: Tool) -> Path:
 
 def is_ready(tool: Tool) -> bool:
     """Whether the environment is whole and of this very recipe."""
-    return _says(place_of(tool) / "ready.json", _digest(tool)) and _python(tool).exists()
+    try:
+        return _says(place_of(tool) / "ready.json", _digest(tool)) and _python(tool).exists()
+    except UserError:  # there is nowhere to look
+        return False
 
 
 def python_of(tool: Tool) -> Path:
@@ -67,7 +64,7 @@ def setup(tool: Tool, again: bool = False) -> Path:
             f"{sys.version_info.minor}: run vidon with one of those to set it up"
         )
     root = writable_dir(place_of(tool))
-    with _alone(root, tool):
+    with alone(root, f"setting up {tool.name}"):
         if again:
             _forget(root)
         if not is_ready(tool):
@@ -112,22 +109,6 @@ def _forget(root: Path) -> None:
     """What was made before does not count; the first step makes the environment afresh."""
     (root / "ready.json").unlink(missing_ok=True)
     (root / "steps.json").unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _alone(root: Path, tool: Tool) -> Iterator[None]:
-    """One setup at a time; the lock goes with the process that holds it."""
-    try:
-        import fcntl
-    except ImportError:  # the tools exist for Linux only
-        yield
-        return
-    with (root / "lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another vidon is setting up {tool.name} in {root}: wait for it") from error
-        yield
 
 
 def _python(tool: Tool) -> Path:

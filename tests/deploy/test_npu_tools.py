@@ -212,7 +212,7 @@ def test_only_one_setup_runs_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("VIDON_HOME", str(tmp_path))
     tool = TOOLS["ethos-u"]
     place_of(tool).mkdir(parents=True)
-    with (place_of(tool) / "lock").open("w") as handle:
+    with (place_of(tool) / ".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another vidon is setting up ethos-u"):
             setup(tool)

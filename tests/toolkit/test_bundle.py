@@ -97,6 +97,35 @@ def test_a_manifest_cannot_name_files_outside_the_bundle(bundle: Path) -> None:
         open_bundle(bundle)
 
 
+@pytest.mark.parametrize("version", [0, -1, "1x", None])
+def test_a_schema_that_never_was_is_refused(bundle: Path, version: object) -> None:
+    raw = json.loads((bundle / "manifest.json").read_text())
+    raw["schema_version"] = version
+    (bundle / "manifest.json").write_text(json.dumps(raw))
+    with pytest.raises(BundleError, match=r"manifest\.json is damaged"):
+        open_bundle(bundle)
+    del raw["schema_version"]
+    (bundle / "manifest.json").write_text(json.dumps(raw))
+    with pytest.raises(BundleError, match=r"manifest\.json is damaged"):
+        open_bundle(bundle)
+
+
+def test_every_file_that_a_runtime_could_open_has_a_checksum(bundle: Path) -> None:
+    raw = json.loads((bundle / "manifest.json").read_text())
+    for entry in ("../../../outside.onnx", "other.onnx"):
+        raw["artefacts"][0]["entry"] = entry
+        (bundle / "manifest.json").write_text(json.dumps(raw))
+        with pytest.raises(BundleError, match="onnxruntime-fp32 is of a file without a checksum"):
+            open_bundle(bundle)
+    raw["artefacts"][0]["entry"] = "model.onnx"
+    (bundle / "manifest.json").write_text(json.dumps(raw))
+    (bundle / "models/onnxruntime-fp32/.DS_Store").write_bytes(b"left by a file manager")
+    open_bundle(bundle)
+    (bundle / "models/onnxruntime-fp32/model.b4.onnx").write_bytes(b"slipped in")
+    with pytest.raises(BundleError, match=r"model\.b4\.onnx is not of this bundle; remove it"):
+        open_bundle(bundle)
+
+
 def test_a_missing_bundle_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="vidon export"):
         open_bundle(tmp_path / "nowhere.vidon")

@@ -19,3 +19,12 @@ def test_a_log_file_gets_a_line_now_and_then(
     with progress.quiet(), progress.bar("train", 10) as running:
         running.advance(4, "loss 0.5")
     assert capsys.readouterr().err == ""
+
+
+def test_news_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "console", Console(stderr=True, highlight=False, width=40))
+    text = "left out [red] clips/[/bold]/cam[1]:smile:.mp4: " + "a long reason " * 9 + "end"
+    progress.note(text)
+    with progress.bar("evaluate [/x]", 1):
+        pass
+    assert capsys.readouterr().err == f"{text}\n  evaluate [/x]: done\n"

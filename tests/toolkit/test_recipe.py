@@ -53,3 +53,11 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
 def test_a_malformed_override_is_refused(tmp_path: Path, override: str) -> None:
     with pytest.raises(UserError, match=r"override|name"):
         load_recipe(_write(tmp_path, 'name = "x"'), (override,))
+
+
+def test_recovery_takes_from_distillation_what_it_does_not_say_itself(tmp_path: Path) -> None:
+    text = "[distill]\nepochs = 9\nlr = 0.5\nbatch = 16\nseed = 3\n[prune]\nbatch = 4"
+    recipe = load_recipe(_write(tmp_path, text), ("distill.ema=0.9",))
+    assert (recipe.prune.batch, recipe.prune.seed, recipe.prune.ema) == (4, 3, 0.9)
+    assert (recipe.prune.epochs, recipe.prune.lr) == (10, 1e-3)
+    assert load_recipe(None).prune.batch == load_recipe(None).distill.batch

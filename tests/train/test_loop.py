@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from tests.train.synthetic import tiny_recipe, write_data
 from toolkit.errors import UserError
+from toolkit.lock import alone
 from train.data.batch import Batch
 from train.data.clips import Pictures
 from train.loop import Plan, fit
@@ -147,6 +148,36 @@ def test_the_stages_walk_the_road_and_are_not_repeated(tmp_path: Path) -> None:
     assert (pruned / "model.safetensors").stat().st_mtime_ns != before
     whole, small = load_model(student).model, load_model(pruned).model
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in whole.parameters())
+
+
+def test_a_finished_stage_whose_weights_are_damaged_is_trained_again(tmp_path: Path) -> None:
+    recipe = tiny_recipe(write_data(tmp_path / "data", train=4, val=1), distill={"epochs": 1})
+    weights = distill(recipe, tmp_path / "s") / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "s" / ".checkpoint.safetensors.ab12cd34").write_bytes(b"half of one, from a run that was killed")
+    distill(recipe, tmp_path / "s")
+    assert weights.read_bytes() == whole
+    assert not list((tmp_path / "s").glob(".checkpoint*"))
+    weights.unlink()
+    distill(recipe, tmp_path / "s")
+    assert weights.read_bytes() == whole
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    recipe = tiny_recipe(write_data(tmp_path / "data", train=4, val=1), distill={"epochs": 1})
+    (tmp_path / "s").mkdir()
+    with alone(tmp_path / "s", "training"), pytest.raises(UserError, match="another vidon is training in"):
+        distill(recipe, tmp_path / "s")
+    assert not (tmp_path / "s" / "metrics.jsonl").exists()
+    assert (distill(recipe, tmp_path / "s") / "done.json").exists()
+
+
+def test_recovery_after_pruning_has_its_own_batch(tmp_path: Path) -> None:
+    recipe = tiny_recipe(write_data(tmp_path / "data", train=4, val=1), distill={"epochs": 1}, prune={"batch": 2})
+    pruned = prune(recipe, tmp_path / "pruned", distill(recipe, tmp_path / "s"))
+    assert json.loads((pruned / "summary.json").read_text())["steps"] == 4
+    assert json.loads((tmp_path / "s" / "summary.json").read_text())["steps"] == 1
 
 
 def test_a_teacher_cannot_be_pruned_as_a_student(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.train.synthetic import tiny_recipe, write_video
 from toolkit.errors import UserError
@@ -13,11 +14,17 @@ from toolkit.preprocess import Preprocess
 from toolkit.recipe import StudentConfig
 from train.compress.distill import clip_logits
 from train.data.clips import normalise
+from train.data.index import index_clips
+from train.data.shard import write_shards
 from train.models.student import build_student
 from train.probe import choose_strength, clip_means, fit_probe, install
 from train.stages import probe
 
 PRE = Preprocess(size=(48, 64))
+STUDENT: dict[str, object] = {
+    "width": 1.0, "temporal": "none", "readout": "motion", "look_back": False, "pretrained": "imagenet", "blocks": 4,
+    "depth": 1.0,
+}  # fmt: skip
 
 
 def _student(temporal: str = "none") -> object:
@@ -70,9 +77,7 @@ def test_the_probe_stage_tells_directions_apart_and_goes_on_where_it_was_cut(tmp
         for label, step in (("slow", 1), ("fast", 5)):
             for index in range(count):
                 write_video(data / split / label / f"{split}-{label}-{index}.avi", step, index + count, frames=12)
-    student = {"width": 1.0, "temporal": "none", "readout": "motion", "look_back": False, "pretrained": "imagenet",
-               "blocks": 4, "depth": 1.0}  # fmt: skip
-    recipe = tiny_recipe(data, student=student, data={"flips": {}})
+    recipe = tiny_recipe(data, student=STUDENT, data={"flips": {}})
     done = json.loads((probe(recipe, tmp_path / "out") / "done.json").read_text())
     assert done["validation"] == 1.0
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "features").iterdir()}
@@ -85,3 +90,29 @@ def test_the_probe_stage_tells_directions_apart_and_goes_on_where_it_was_cut(tmp
 def test_a_probe_of_another_student_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='readout = "motion"'):
         probe(tiny_recipe(tmp_path), tmp_path / "out")
+
+
+def test_a_part_of_a_video_is_a_clip_of_its_own(tmp_path: Path) -> None:
+    rows = ["path,label,split,start,end"]
+    for index in range(3):
+        write_video(tmp_path / f"{index}.avi", 3, index, frames=24)
+        rows += [f"{index}.avi,a,train,0,1.2", f"{index}.avi,b,train,1.2,2.4"]
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    recipe = tiny_recipe(tmp_path / "list.csv", student=STUDENT, data={"flips": {}})
+    probe(recipe, tmp_path / "out")
+    assert len(list((tmp_path / "out" / "features").iterdir())) == 6
+    (tmp_path / "list.csv").write_text("\n".join(rows).replace(",b,", ",a;b,"))
+    with pytest.raises(UserError, match="a probe tells one label a clip"):
+        probe(recipe, tmp_path / "out")
+
+
+def test_clips_in_shards_are_probed_as_files_are(tmp_path: Path) -> None:
+    for label, step in (("slow", 1), ("fast", 5)):
+        for index in range(4):
+            write_video(tmp_path / "data" / "train" / label / f"{index}.avi", step, index, frames=12)
+    write_shards(index_clips(tmp_path / "data"), tmp_path / "shards", 10**6)
+    folders = [probe(tiny_recipe(tmp_path / name, student=STUDENT, data={"flips": {}}), tmp_path / f"out-{name}")
+               for name in ("data", "shards")]  # fmt: skip
+    one, two = (load_file(folder / "model.safetensors") for folder in folders)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor)

@@ -128,9 +128,12 @@ def bench(
 
 
 def _bench_all(bundle: "Bundle", steps: int, threads: int | None, as_json: bool) -> None:
+    from deploy.choice import choice_file
     from deploy.sweep import sweep, table, winner
+    from toolkit.files import writable_dir
     from toolkit.progress import note
 
+    writable_dir(choice_file(bundle).parent)  # the winner is kept there: better refused now than after minutes
     rows = sweep(bundle, steps, (threads,) if threads else None)
     choice = winner(bundle, rows)
     for row in rows:

@@ -31,12 +31,12 @@ class Steps:
         text = json.dumps([self._chain, name, inputs], sort_keys=True, default=str)
         self._chain = hashlib.sha256(text.encode()).hexdigest()
         file = self._folder / f"{name}.json"
-        place = f"\\[{self._count}/{self._total}]"
+        place = f"[{self._count}/{self._total}]"
         kept = _kept(file, self._chain)
         if kept is not None:
             note(f"{place} {title}: already done")
             return kept
-        note(f"[bold]{place} {title}[/bold]")
+        note(f"{place} {title}", style="bold")
         start_s = time.monotonic()
         result = action()
         seconds = time.monotonic() - start_s

@@ -18,6 +18,7 @@ from typing import Any
 
 from toolkit.errors import UserError
 from toolkit.files import sha256, writable_dir, write_json, writing
+from toolkit.lock import alone
 from toolkit.progress import Bar, bar, note
 from train.data.clip import SPLITS, Clip
 from train.data.formats.shards import INDEX, read_member
@@ -63,7 +64,11 @@ def write_shards(data: Dataset, out: Path, size: int, workers: int = 2, broken_s
         raise UserError(
             f"data {data.root}: {len(missing)} of {len(data.clips)} videos do not exist; the first: {missing[0]}"
         )
-    plans = _plans(data, size)
+    with alone(writable_dir(out), "packing shards"):
+        return _write_all(data, out, _plans(data, size), workers, missing)
+
+
+def _write_all(data: Dataset, out: Path, plans: list[_Plan], workers: int, missing: tuple[str, ...]) -> Packed:
     parts = writable_dir(out / _PARTS)
     _refuse_others(out, parts, plans)
     done = [plan for plan in plans if _made(out, parts, plan)]

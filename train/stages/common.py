@@ -5,14 +5,16 @@ Each stage takes a recipe and an output folder and leaves there the model, the r
 repeated, an interrupted one goes on from its checkpoint.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.files import writable_dir, write_json, write_text
+from toolkit.files import sha256, writable_dir, write_json, write_text
+from toolkit.lock import alone
 from toolkit.progress import note
 from toolkit.recipe import Recipe
 from train.data.batch import Source
@@ -27,10 +29,14 @@ from train.models.student import StreamStudent
 
 __all__ = [
     "Data",
+    "begin",
     "card_of",
+    "finish",
+    "finished",
     "guide_of",
     "open_data",
     "parents_of",
+    "run_folder",
     "run_stage",
     "start_from",
     "validator",
@@ -109,28 +115,28 @@ def run_stage(
     clips = index_data(recipe.data, labelled=labelled).digest()
     text = json.dumps([name, decided, clips, parents], sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()
-    done = out / "done.json"
-    if _says(done, key):
+    if finished(out, key):
         note(f"  {name}: already done in {out}")
         return out
-    with main_first(recipe.run):
+    with run_folder(out):
+        with main_first(recipe.run):
+            if is_main():
+                write_text(out / "recipe.json", recipe.model_dump_json(indent=2) + "\n")
+                begin(out, key)
+            data = open_data(recipe, out.parent / "cache", labelled)
+        model = work(data)
         if is_main():
-            _begin(recipe, out, key)
-        data = open_data(recipe, out.parent / "cache", labelled)
-    model = work(data)
-    if is_main():
-        labels = data.index.labels
-        lineage = {"stage": name, "parents": parents, "multi_label": data.index.multi_label}
-        card = card_of(recipe, kind, labels).model_copy(update={"lineage": lineage})
-        save_model(out, model, card)
-        result: dict[str, Any] = {"key": key, "stage": name}
-        if data.val is not None:
-            result["validation"] = answer(model, data.val, recipe.preprocess).score if name != "pretrain" else None
-        if report is not None:
-            result |= report(model, data)
-        write_json(done, result)
-        (out / "checkpoint.safetensors").unlink(missing_ok=True)
-    wait_for_all()
+            labels = data.index.labels
+            lineage = {"stage": name, "parents": parents, "multi_label": data.index.multi_label}
+            card = card_of(recipe, kind, labels).model_copy(update={"lineage": lineage})
+            save_model(out, model, card)
+            result: dict[str, Any] = {"stage": name}
+            if data.val is not None:
+                result["validation"] = answer(model, data.val, recipe.preprocess).score if name != "pretrain" else None
+            if report is not None:
+                result |= report(model, data)
+            finish(out, key, result)
+        wait_for_all()
     return out
 
 
@@ -149,18 +155,49 @@ def start_from(student: StreamStudent, recipe: Recipe) -> None:
         load_imagenet(student, source)
 
 
-def _begin(recipe: Recipe, out: Path, key: str) -> None:
-    """Leave the recipe; a checkpoint of other settings cannot be continued and goes."""
-    writable_dir(out)
-    if (out / "checkpoint.safetensors").is_file() and not _says(out / "started.json", key):
+@contextlib.contextmanager
+def run_folder(out: Path) -> Iterator[None]:
+    """Make the folder of a run and hold it: two runs in one folder would tear each other's files.
+
+    Raises:
+        UserError: the folder cannot be written to, or another run is in it.
+    """
+    if not is_main():
+        yield
+        return
+    with alone(writable_dir(out), "training"):
+        for name in ("checkpoint", "model"):  # a run that was killed while it wrote left its half behind
+            for torn in out.glob(f".{name}.safetensors.*"):
+                torn.unlink()
+        yield
+
+
+def begin(out: Path, key: str) -> None:
+    """A checkpoint of other settings cannot be continued and goes."""
+    if (out / "checkpoint.safetensors").is_file() and _key_in(out / "started.json") != key:
         (out / "checkpoint.safetensors").unlink()
     (out / "done.json").unlink(missing_ok=True)
-    write_text(out / "recipe.json", recipe.model_dump_json(indent=2) + "\n")
     write_json(out / "started.json", {"key": key})
 
 
-def _says(file: Path, key: str) -> bool:
+def finish(out: Path, key: str, result: dict[str, Any]) -> None:
+    """Leave ``done.json``, which names the saved weights, and drop the checkpoint."""
+    write_json(out / "done.json", {"key": key, "weights": sha256(out / "model.safetensors"), **result})
+    (out / "checkpoint.safetensors").unlink(missing_ok=True)
+
+
+def finished(out: Path, key: str) -> bool:
+    """Whether this very run has ended here, and its model is still what it left."""
+    if _key_in(out / "done.json") != key or not (out / "model.json").is_file():
+        return False
     try:
-        return bool(json.loads(file.read_text())["key"] == key)
+        return bool(json.loads((out / "done.json").read_text())["weights"] == sha256(out / "model.safetensors"))
     except (OSError, ValueError, KeyError):
         return False
+
+
+def _key_in(file: Path) -> str | None:
+    try:
+        return str(json.loads(file.read_text())["key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -20,7 +20,7 @@ from toolkit.boxed import BoxedPicture
 from toolkit.coco import BoxData, FrameBoxes, read_coco
 from toolkit.detection import Found, to_picture
 from toolkit.errors import UserError
-from toolkit.files import sha256, writable_dir, write_json, write_text
+from toolkit.files import sha256, write_text
 from toolkit.preprocess import Preprocess
 from toolkit.progress import note
 from toolkit.recipe import DetectionConfig, PruneConfig, Recipe
@@ -35,7 +35,7 @@ from train.loop import Plan, fit, is_main, main_first, wait_for_all
 from train.models.pretrained import start_from as encoder_from
 from train.models.store import Card, Model, build, load_model, save_model
 from train.models.student import StreamStudent
-from train.stages.common import parents_of, start_from
+from train.stages.common import begin, finish, finished, parents_of, run_folder, start_from
 from train.tasks.detection import Detection
 
 Loss = Callable[[Batch, torch.Generator], Tensor]
@@ -106,28 +106,23 @@ def _run(
     data = read_coco(recipe.data.root)
     decided = {"kind": kind, "config": config, "parents": parents, "prune": shrink and shrink.model_dump(mode="json")}
     key = _key(recipe, decided, data)
-    done, started = out / "done.json", out / "started.json"
-    if _says(done, key):
+    if finished(out, key):
         note(f"  detection: already done in {out}")
         return out
-    with main_first(recipe.run):
-        if is_main():
-            writable_dir(out)
-            if not _says(started, key):
-                (out / "checkpoint.safetensors").unlink(missing_ok=True)  # of other settings: cannot be continued
-            done.unlink(missing_ok=True)
-            write_json(started, {"key": key})
     card = Card.model_validate({
         "kind": kind, "config": config, "labels": data.labels, "preprocess": recipe.preprocess,
         "frames": recipe.data.frames, "lineage": {"stage": "detection", "parents": parents},
     })  # fmt: skip
-    model, best = _train(recipe, data, card, start, out, shrink)
-    if is_main():
-        save_model(out, model, card)
-        write_text(out / "recipe.json", recipe.model_dump_json(indent=2) + "\n")
-        write_json(done, {"key": key, "stage": "detection", "metric": "AP", "validation": best})
-        (out / "checkpoint.safetensors").unlink(missing_ok=True)
-    wait_for_all()
+    with run_folder(out):
+        with main_first(recipe.run):
+            if is_main():
+                write_text(out / "recipe.json", recipe.model_dump_json(indent=2) + "\n")
+                begin(out, key)
+        model, best = _train(recipe, data, card, start, out, shrink)
+        if is_main():
+            save_model(out, model, card)
+            finish(out, key, {"stage": "detection", "metric": "AP", "validation": best})
+        wait_for_all()
     return out
 
 
@@ -276,10 +271,3 @@ def _key(recipe: Recipe, others: dict[str, Any], data: BoxData) -> str:
     sizes = [(part.path.name, part.path.stat().st_size if part.path.is_file() else 0) for part in data.footage]
     text = json.dumps([others, decided, sha256(data.path), sizes], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _says(file: Path, key: str) -> bool:
-    try:
-        return bool(json.loads(file.read_text())["key"] == key)
-    except (OSError, ValueError, KeyError):
-        return False

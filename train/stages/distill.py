@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import UserError
-from toolkit.recipe import Recipe
+from toolkit.recipe import DistillConfig, PruneConfig, Recipe
 from train.compress.distill import distillation_loss
 from train.compress.prune import prune_student
 from train.data.batch import Batch
@@ -36,7 +36,7 @@ def distill(recipe: Recipe, out: Path, teacher: Path | None = None) -> Path:
         student = build(card_of(recipe, "student", data.index.labels))
         assert isinstance(student, StreamStudent)
         start_from(student, recipe)
-        _train_student(student, guide, data, recipe, recipe.distill.epochs, recipe.distill.lr, "distil student", out)
+        _train_student(student, guide, data, recipe, recipe.distill, "distil student", out)
         return student
 
     return run_stage("distill", recipe, ("student", "distill"), parents_of(teacher=teacher), out, "student", work)
@@ -62,7 +62,7 @@ def prune(recipe: Recipe, out: Path, student: Path, teacher: Path | None = None)
             return distillation_loss(pruned(clips), labels, None, 0.0, 1.0, warmup=pruned.contract().warmup)
 
         prune_student(pruned, recipe.prune, loss)
-        _train_student(pruned, guide, data, recipe, recipe.prune.epochs, recipe.prune.lr, "recover pruned student", out)
+        _train_student(pruned, guide, data, recipe, recipe.prune, "recover pruned student", out)
         return pruned
 
     return run_stage(
@@ -71,15 +71,9 @@ def prune(recipe: Recipe, out: Path, student: Path, teacher: Path | None = None)
 
 
 def _train_student(
-    student: StreamStudent,
-    guide: Model | None,
-    data: Data,
-    recipe: Recipe,
-    epochs: int,
-    lr: float,
-    label: str,
-    out: Path,
-) -> None:
+    student: StreamStudent, guide: Model | None, data: Data, recipe: Recipe, optim: DistillConfig | PruneConfig,
+    label: str, out: Path,
+) -> None:  # fmt: skip
     student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     config, warmup = recipe.distill, student.contract().warmup
 
@@ -92,7 +86,6 @@ def _train_student(
         logits = student(clips)
         return distillation_loss(logits, labels, soft, config.alpha, config.temperature, config.label_smoothing, warmup)
 
-    optim = config.model_copy(update={"epochs": epochs, "lr": lr})
     beside = () if guide is None else (guide,)
     plan = Plan(label, student, loss, optim, validator(student, data, recipe), run=recipe.run, beside=beside)
     fit(plan, data.train, out)

@@ -16,8 +16,8 @@ from toolkit.errors import UserError
 from toolkit.files import writable_dir, write_bytes
 from toolkit.progress import note, track
 from toolkit.recipe import Recipe
-from toolkit.video import read_pictures
 from train.data.index import Clip
+from train.data.opening import read_clip
 from train.models.store import Model, build
 from train.models.student import StreamStudent
 from train.probe import choose_strength, clip_means, fit_probe, install
@@ -42,6 +42,10 @@ def probe(recipe: Recipe, out: Path) -> Path:
         )
 
     def work(data: Data) -> Model:
+        if data.index.multi_label:
+            raise UserError(
+                f"data {recipe.data.root}: a probe tells one label a clip, some have several or none: distil"
+            )
         student = build(card_of(recipe, "student", data.index.labels))
         assert isinstance(student, StreamStudent)
         start_from(student, recipe)
@@ -68,19 +72,28 @@ def _features(
     rows, kept = [], []
     for index, clip in enumerate(track(clips, "features", len(clips))):
         try:
-            stat = clip.path.stat()
-            name = hashlib.sha256(f"{model}|{clip.path}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:24]
+            name = hashlib.sha256(f"{model}|{clip.name}|{_stamp(clip)}".encode()).hexdigest()[:24]
             file = cache / f"{name}.bin"
             if not file.is_file():
-                write_bytes(file, clip_means(student, read_pictures(clip.path, recipe.preprocess), recipe.preprocess)
-                            .tobytes())  # fmt: skip
+                pictures = read_clip(clip, recipe.preprocess)
+                write_bytes(file, clip_means(student, pictures, recipe.preprocess).tobytes())
         except (UserError, OSError) as error:
             note(f"  left out: {error}")
             continue
         rows.append(np.frombuffer(file.read_bytes(), np.float64))
         kept.append(index)
+    if not kept:
+        raise UserError(f"data {recipe.data.root}: none of the {len(clips)} training videos can be read")
     groups = 3 * (len(recipe.student.lags) + len(recipe.student.bends))
     return np.stack(rows).reshape(len(rows), groups, -1), kept
+
+
+def _stamp(clip: Clip) -> str:
+    """What changes when the clip's bytes do."""
+    if clip.member is not None and clip.member.url:
+        return f"{clip.member.offset}|{clip.member.size}"
+    stat = clip.path.stat()
+    return f"{stat.st_size}|{stat.st_mtime_ns}"
 
 
 def _fold(group: str) -> int:
