@@ -328,6 +328,9 @@ def test_the_command_line_measures_the_exported_file(exported: Bundle, footage: 
         assert rows[key]["frames"] == 16
     assert vidon("evaluate", exported.root, *data, *keys)[1].startswith("onnxruntime-fp32: AP 0.")
     assert "do not exist" in refused("evaluate", exported.root, "--data", footage.with_name("no.json"))
+    for option in (("--format", "csv"), ("--videos", footage.parent), ("--fold", "2")):
+        assert "a detector is evaluated on a COCO JSON" in refused("evaluate", exported.root, *data, *option)
+    assert vidon("evaluate", exported.root, *data, *keys, "--format", "coco")[0] == 0
 
 
 def test_the_road_from_a_coco_file_to_an_evaluated_bundle(footage: Path, tmp_path: Path) -> None:

@@ -207,6 +207,24 @@ def test_an_unlabelled_folder_cannot_be_evaluated(copy: Path, tmp_path: Path) ->
     assert "label 'left' was not in training" in refused("evaluate", copy, "--data", tmp_path / "data")
 
 
+def test_evaluation_reads_published_lists_as_training_does(bundle: Bundle, tmp_path: Path) -> None:
+    lists, videos = tmp_path / "lists", tmp_path / "videos"
+    lists.mkdir()
+    for label in ("a", "b"):
+        for index in range(3):
+            write_video(videos / label / f"film{index}_{label}_x{index}.avi", -3, seed=index)
+        for fold, marks in ((1, (2, 1, 1)), (2, (1, 2, 2))):  # 1 trains, 2 tests
+            lines = [f"film{index}_{label}_x{index}.avi {mark}" for index, mark in enumerate(marks)]
+            (lists / f"{label}_test_split{fold}.txt").write_text("\n".join(lines))
+    common = ("evaluate", bundle.root, "--data", lists, "--videos", videos, "-a", "onnxruntime-fp32", "--json")
+    for options, count in (((), 2), (("--fold", "2"), 4), (("--format", "hmdb51", "--fold", "2", "--split", "all"), 6)):
+        code, text, errors = vidon(*common, *options)
+        assert (code, json.loads(text)["onnxruntime-fp32"]["clips"]) == (0, count), errors
+    assert "folds there: 1, 2" in refused(*common, "--fold", "3")
+    assert "data.format: Input should be" in refused(*common, "--format", "hmdb5")
+    assert "none of the 2 videos can be read" in refused("evaluate", bundle.root, "--data", lists, "-a", "torch-fp32")
+
+
 def test_the_whole_road_by_commands(recipe: Path, tmp_path: Path) -> None:
     write_data(tmp_path / "data", train=8, val=2)
     out = tmp_path / "road"

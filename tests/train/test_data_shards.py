@@ -3,11 +3,13 @@
 import functools
 import http.server
 import json
+import shutil
 import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -238,3 +240,101 @@ def test_a_shard_holds_a_description_beside_each_video(packed: Path) -> None:
     with tarfile.open(packed / "train-000000.tar") as tar:
         names = tar.getnames()
     assert names[:2] == ["00000000.json", "00000000.mp4"]
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three folders of frames as a COCO list has them, with boxes; the category "never" has none."""
+    root = tmp_path_factory.mktemp("frames")
+    images, boxes = [], []
+    for number in range(3):
+        (root / f"v{number}").mkdir()
+        for index, frame in enumerate(moving_frames(9 + number, seed=number)):
+            name = f"v{number}/{index:03d}.{'png' if number else 'JPG'}"
+            suffix = ".png" if number else ".jpg"
+            (root / name).write_bytes(cv2.imencode(suffix, frame)[1].tobytes())
+            split = ("train", "train", "val")[number]
+            images.append({"id": len(images), "file_name": name, "split": split})
+            if index % 2:
+                box = {"id": len(boxes), "image_id": images[-1]["id"], "category_id": 1 + number % 2}
+                boxes.append({**box, "bbox": [4 + index, 5, 20, 16]})
+    names = [{"id": index + 1, "name": name} for index, name in enumerate(("car", "bottle", "never"))]
+    raw = {"images": images, "annotations": boxes, "categories": names}
+    (root / "list.json").write_text(json.dumps(raw))
+    return root / "list.json"
+
+
+def same_boxes(one: Dataset, two: Dataset) -> None:
+    for split in ("train", "val"):
+        places = range(len(one.split(split)))
+        first, second = (VideoSource(data, split, PRE, 6).batch(places, 5, 2) for data in (one, two))
+        assert torch.equal(first.pictures, second.pictures)
+        assert first.boxes is not None
+        assert second.boxes is not None
+        assert bool((first.box_labels != -1).any())  # type: ignore[union-attr]
+        assert torch.equal(first.boxes, second.boxes)
+        assert torch.equal(first.box_labels, second.box_labels)  # type: ignore[arg-type]
+
+
+def test_frames_as_pictures_are_packed_with_their_boxes(pictured: Path, tmp_path: Path) -> None:
+    data, out = index_clips(pictured), tmp_path / "s"
+    packed = write_shards(data, out, 1 << 20)
+    assert (packed.clips, packed.shards, packed.missing) == (3, 2, ())
+    read = index_clips(out)
+    assert read.labels == data.labels == ("bottle", "car", "never")
+    assert [clip.pictures for clip in read.clips] == [9, 10, 11]
+    assert read.clips[1].name == f"{out}/train-000000.tar:00000001"
+    same_boxes(data, read)
+    again = write_shards(read, tmp_path / "again", 1 << 20)  # shards of shards are the same bytes
+    for tar in out.glob("*.tar"):
+        assert (again.index.parent / tar.name).read_bytes() == tar.read_bytes()
+    for path in out.glob("*.tar"):  # without our index, as other people's
+        (tmp_path / "bare").mkdir(exist_ok=True)
+        (tmp_path / "bare" / path.name).write_bytes(path.read_bytes())
+    same_boxes(data, index_clips(tmp_path / "bare", data.labels))
+
+
+def test_webdataset_reads_the_frames_of_our_shards(pictured: Path, tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    write_shards(index_clips(pictured), tmp_path, 1 << 20)
+    url = str(tmp_path / "train-000000.tar")
+    samples = list(webdataset.WebDataset(url, shardshuffle=False, empty_check=False))
+    assert len(samples) == 2
+    for number, (sample, suffix) in enumerate(zip(samples, ("jpg", "png"), strict=True)):
+        files = sorted((pictured.parent / f"v{number}").iterdir())
+        assert [sample[f"{n:06d}.{suffix}"] for n in range(9 + number)] == [path.read_bytes() for path in files]
+        assert json.loads(sample["json"])["annotated"] == list(range(9 + number))
+
+
+def test_remote_frames_come_in_one_request_a_window(pictured: Path, tmp_path: Path) -> None:
+    data = index_clips(pictured)
+    write_shards(data, tmp_path, 1 << 20)
+    kind = type("_Server", (_Ranges,), {"ranges": True, "seen": []})
+    handler = functools.partial(kind, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        try:
+            remote = index_clips(Path(f"http://127.0.0.1:{running.server_address[1]}"))
+            before = len(kind.seen)  # type: ignore[attr-defined]
+            batch = VideoSource(remote, "train", PRE, 6).batch([0, 1], 5)
+        finally:
+            running.shutdown()
+            thread.join()
+    assert len(kind.seen) == before + 2  # type: ignore[attr-defined]
+    assert torch.equal(batch.pictures, VideoSource(data, "train", PRE, 6).batch([0, 1], 5).pictures)
+
+
+def test_what_cannot_be_packed_of_pictures_is_named(pictured: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(pictured.parent, tmp_path / "d"))
+    (root / "v2" / "010.png").unlink()
+    data = index_clips(root / "list.json")
+    assert write_shards(data, tmp_path / "s", 1 << 20, broken_share=0.5).missing == (str(root / "v2"),)
+    (tmp_path / "s" / "train-000000.tar").write_bytes((tmp_path / "s" / "train-000000.tar").read_bytes()[:3000])
+    with pytest.raises(UserError, match=r"shard .*train-000000\.tar is truncated: .* is cut off"):
+        VideoSource(index_clips(tmp_path / "s"), "train", PRE, 6, broken_share=1).batch([1], 0)
+    raw = json.loads((root / "list.json").read_text())
+    raw["images"][0]["file_name"] = "v0/000.gif"
+    (root / "gif.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=r"v0/000\.gif is not packed: pictures are \.bmp \.jpeg"):
+        write_shards(index_clips(root / "gif.json"), tmp_path / "g", 1 << 20)

@@ -3,7 +3,7 @@
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,11 +14,13 @@ from toolkit.errors import UnavailableDevice, UserError
 from toolkit.preprocess import Preprocess
 from toolkit.recipe import DataConfig
 from toolkit.video import read_pictures
+from train.data.clip import Clip
 from train.data.clips import load_pictures
 from train.data.decode import open_video
 from train.data.index import Dataset, index_clips
 from train.data.sources import open_source
 from train.data.videos import VideoSource
+from train.loop.feed import Feed, Order, Part
 
 PRE = Preprocess(size=(24, 32))
 UNEVEN = [0.1 + index / 10 + 0.04 * float(np.sin(index * 7)) for index in range(40)]
@@ -207,6 +209,60 @@ def test_too_many_broken_videos_end_the_run(damaged: Callable[[int], Dataset]) -
         source.batch(range(24), 0)
     tolerant = VideoSource(damaged(6), "train", PRE, 4, broken_share=0.5)
     assert tolerant.batch(range(24), 0).indices.tolist()[:7] == [6] * 7
+
+
+class Given(Order):
+    """Batches that were chosen by hand; worker number i of n makes batch i, i + n..."""
+
+    def parts(self, start: int) -> Iterator[Part]:
+        for step, places in enumerate(self.chosen):
+            yield Part(step, 0, places, 0, 1.0, True)
+
+    chosen: ClassVar[tuple[tuple[int, ...], ...]] = ()
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_broken_videos_are_counted_over_all_workers(tmp_path: Path, workers: int, capsys: Any) -> None:
+    for index in range(40):
+        encode(tmp_path / "train" / "ab"[index % 2] / f"{index:02d}.mp4", moving_frames(5, seed=index))
+    data = index_clips(tmp_path)
+    bad, good = list(range(0, 20, 2)), list(range(1, 20, 2)) + list(range(20, 40))
+    for place in bad:
+        data.clips[place].path.write_bytes(b"rubbish")
+
+    def run(*batches: list[int]) -> VideoSource:
+        source = VideoSource(data, "train", PRE, 4, broken_share=0.2)
+        order = type("_", (Given,), {"chosen": tuple(map(tuple, batches))})(40, 1, 1, 0, 1, 1, 0)
+        feed = Feed(source, order, 0, 1, workers, torch.device("cpu"))
+        for places in batches:
+            assert len(feed.next()[1].indices) == len(places)
+        feed.close()
+        return source
+
+    # The second worker alone meets more than a fifth of broken videos, all workers together do not.
+    assert len(run(good[:25], bad[:5]).broken) == 5
+    assert capsys.readouterr().err.replace("\n", "").count("cannot be read") == 5
+    # Each worker alone meets just a fifth, together they meet more.
+    with pytest.raises(UserError, match=r"5 of \d+ videos read so far are broken; the first: .*00\.mp4"):
+        run(bad[:4], bad[4:8])
+
+
+def test_a_batch_says_what_it_left_out_whoever_makes_it(damaged: Callable[[int], Dataset]) -> None:
+    source = VideoSource(damaged(3), "train", PRE, 4)
+    assert {place: "a" + f"{place:02d}.mp4" in why for place, why in source.draw([0, 5], 0).left_out.items()} == {
+        0: True, 1: True, 2: True,
+    }  # fmt: skip
+    assert list(source.draw([1], 0).left_out) == [1, 2]  # again, though this process knows them
+    assert source.broken == {}
+    source.judge(source.draw([1], 0))
+    assert len(source.broken) == 2
+
+
+def test_a_source_that_is_gone_is_not_searched_to_its_end(tmp_path: Path) -> None:
+    clips = tuple(Clip(tmp_path / f"{index}.mp4", "a", "train", str(index)) for index in range(5000))
+    source = VideoSource(Dataset(tmp_path, ("a",), clips), "train", PRE, 4, broken_share=0.1)
+    with pytest.raises(UserError, match=r"501 of 5000 videos cannot be read; the first: .*0\.mp4 does not exist"):
+        source.batch([0], 0)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from toolkit.cli import app
-from toolkit.cli.options import Json, say
+from toolkit.cli.options import Fold, Format, Json, Videos, say
 from toolkit.errors import UserError
 
 __all__: list[str] = []
@@ -19,9 +19,6 @@ Root = Annotated[
     Path, typer.Argument(help="Folder per class, split folders, CSV, Kinetics / UCF101 / HMDB51 / "
                          "Something-Something / COCO lists, or tar shards.")
 ]  # fmt: skip
-Format = Annotated[str, typer.Option("--format", help="Format of the data, if it is not to be guessed.")]
-Videos = Annotated[Path | None, typer.Option("--videos", help="Folder of the videos, if not beside their list.")]
-Fold = Annotated[int, typer.Option("--fold", min=1, max=3, help="Which published split (UCF101, HMDB51).")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Parallel workers (default: one a core).")]
 
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?$", re.IGNORECASE)

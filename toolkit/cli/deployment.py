@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from toolkit.cli import app
-from toolkit.cli.options import Device, Json, RecipeFile, RuntimeNames, Set, Targets, Threads, names, recipe_of, say
+from toolkit.cli.options import (
+    Device,
+    Fold,
+    Format,
+    Json,
+    RecipeFile,
+    RuntimeNames,
+    Set,
+    Targets,
+    Threads,
+    Videos,
+    names,
+    recipe_of,
+    say,
+)
 
 if TYPE_CHECKING:
     from toolkit.bundle import Bundle
@@ -68,13 +82,14 @@ def quantize(
 
 @app.command()
 def evaluate(
-    bundle: BundlePath, data: Annotated[Path, typer.Option("--data", "-d", help="Labelled folder, CSV or COCO JSON.")],
-    artefact: Keys = None, all_: All = False,
+    bundle: BundlePath,
+    data: Annotated[Path, typer.Option("--data", "-d", help="Labelled clips of any format that training reads.")],
+    form: Format = "auto", videos: Videos = None, fold: Fold = 1, artefact: Keys = None, all_: All = False,
     split: Annotated[str, typer.Option(help="auto (test if there is one, else all), train, val, test, all.")] = "auto",
     save: Annotated[Path | None, typer.Option(help="Write every answer to this JSON file.")] = None,
     device: Device = "cpu", threads: Threads = None, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Accuracy of the exported file, through its runtime, on any labelled folder or CSV; of a detector, AP (COCO).
+    """Accuracy of the exported file, through its runtime, on any labelled clips; of a detector, AP (COCO).
 
     Example: **vidon evaluate door.vidon --data clips/ --split test --all**
     """
@@ -86,17 +101,27 @@ def evaluate(
     opened = open_bundle(bundle)
     keys = working(opened)[0] if all_ else artefact
     if opened.manifest.contract.detection is not None:
+        _only_coco(form, videos, fold)
         found = evaluate_boxes(opened, data, split, keys, device, threads)
         boxes = {key: result.as_dict() for key, result in found.items()}
         if save is not None:
             write_json(save, boxes)
         say(as_json, boxes, "\n".join(f"{key}: {result.summary}" for key, result in found.items()))
         return
-    results = evaluate_bundle(opened, data, split, keys, device, threads)
+    results = evaluate_bundle(opened, data, split, keys, device, threads, form=form, videos=videos, fold=fold)
     rows = {key: result.as_dict() for key, result in results.items()}
     if save is not None:
         write_json(save, rows)
     say(as_json, rows, "\n".join(f"{key}: {result.summary}" for key, result in results.items()))
+
+
+def _only_coco(form: str, videos: Path | None, fold: int) -> None:
+    """A detector's boxes have one format, whose files lie where it says."""
+    from toolkit.errors import UserError
+
+    if form not in ("auto", "coco") or videos is not None or fold != 1:
+        raise UserError("a detector is evaluated on a COCO JSON, whose videos lie where it says: leave out --format, "
+                        "--videos and --fold")  # fmt: skip
 
 
 @app.command()

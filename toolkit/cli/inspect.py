@@ -1,7 +1,7 @@
 """What ``vidon data check`` and ``vidon devices`` tell."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from train.data.index import Dataset
@@ -9,13 +9,16 @@ if TYPE_CHECKING:
 __all__ = ["check_data", "index_of", "list_devices"]
 
 
-def index_of(root: Path, form: str = "auto", videos: Path | None = None, fold: int = 1) -> "Dataset":
-    """The clips of ``root`` in the format asked for."""
+def index_of(
+    root: Path, form: str = "auto", videos: Path | None = None, fold: int = 1, *,
+    labels: tuple[str, ...] | None = None, splits: Literal["make", "given"] = "make",
+) -> "Dataset":  # fmt: skip
+    """The clips of ``root`` in the format asked for; the rest as in ``train.data.index.index_data``."""
     from toolkit.recipe import load_recipe
     from train.data.index import index_data
 
     config = load_recipe(None, (f"data.format={form}", f"data.fold={fold}")).data
-    return index_data(config.model_copy(update={"root": root, "videos": videos}))
+    return index_data(config.model_copy(update={"root": root, "videos": videos}), labels, splits)
 
 
 def check_data(

@@ -11,6 +11,8 @@ from toolkit.recipe import Recipe, load_recipe
 
 __all__ = [
     "Device",
+    "Fold",
+    "Format",
     "Json",
     "Out",
     "Processes",
@@ -19,6 +21,7 @@ __all__ = [
     "Set",
     "Targets",
     "Threads",
+    "Videos",
     "names",
     "recipe_of",
     "say",
@@ -39,6 +42,9 @@ Processes = Annotated[
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads of the runtime (default: its own choice).")
 ]
+Format = Annotated[str, typer.Option("--format", help="Format of the data, if it is not to be guessed.")]
+Videos = Annotated[Path | None, typer.Option("--videos", help="Folder of the videos, if not beside their list.")]
+Fold = Annotated[int, typer.Option("--fold", min=1, max=3, help="Which published split (UCF101, HMDB51).")]
 Device = Annotated[str, typer.Option("--device", help="Device of the runtime, for example cpu.")]
 RuntimeNames = Annotated[
     str | None, typer.Option("--runtimes", help="Comma-separated runtimes, for example onnxruntime,openvino.")

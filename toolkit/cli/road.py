@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from toolkit.bundle import Bundle, open_bundle, seal
 from toolkit.contract import Array
@@ -114,18 +114,24 @@ def evaluate_bundle(
     keys: Sequence[str] | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    *,
+    form: str = "auto",
+    videos: Path | None = None,
+    fold: int = 1,
 ) -> dict[str, "Evaluation | ManyEvaluation"]:
-    """Run artefacts over a labelled folder or CSV.
+    """Run artefacts over labelled clips of any format.
 
-    ``split`` "auto" takes the test split if the data has splits, else every clip; "all" takes every clip.
+    ``split`` "auto" takes the test split if the data has splits, else every clip; "all" takes every clip. ``form``,
+    ``videos`` and ``fold`` are ``data.format``, ``data.videos`` and ``data.fold`` of a recipe.
     """
     from deploy.evaluate import evaluate
     from deploy.evaluate_many import evaluate_many
     from deploy.runtimes import open_session, pick
-    from train.data.index import index_clips
+    from toolkit.cli.inspect import index_of
     from train.data.opening import read_clip
 
-    data = index_clips(root, bundle.manifest.labels, "given" if split == "auto" else "make")
+    splits: Literal["make", "given"] = "given" if split == "auto" else "make"
+    data = index_of(root, form, videos, fold, labels=bundle.manifest.labels, splits=splits)
     clips, manifest = data.split("test" if split == "auto" else split), bundle.manifest
     found: dict[str, Evaluation | ManyEvaluation] = {}
     for key in keys or [pick(bundle, None).key]:

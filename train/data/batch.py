@@ -6,11 +6,11 @@ any time. That is what makes a killed run continue exactly, and two processes eq
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["Batch", "Source"]
+__all__ = ["Batch", "Decoding", "Source"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Batch:
     pictures: uint8 (B, V, T, H, W, 3) RGB. labels: int64 (B,) class indices, or float32 (B, K) multi-hot.
     indices: int64 (B,) places in the source. meta: int64 (B,) class indices of metadata columns by name, -1 where
     unknown. boxes: float32 (B, T, M, 4) as x1 y1 x2 y2 in pixels of the picture, with box_labels: int64 (B, T, M),
-    -1 where there is no box.
+    -1 where there is no box. left_out: places of broken videos met on the way to this batch, and what is wrong.
     """
 
     pictures: Tensor
@@ -29,6 +29,7 @@ class Batch:
     meta: dict[str, Tensor] = field(default_factory=dict)
     boxes: Tensor | None = None
     box_labels: Tensor | None = None
+    left_out: dict[int, str] = field(default_factory=dict)
 
     @property
     def first(self) -> Tensor:
@@ -43,4 +44,20 @@ class Source(Protocol):
 
     def batch(self, indices: Sequence[int], seed: int, views: int = 1) -> Batch:
         """The videos at ``indices``; ``seed`` decides where in each video its clips are cut."""
+        ...
+
+
+@runtime_checkable
+class Decoding(Source, Protocol):
+    """A source whose batches are worth making in processes of their own; none of these sees all that is broken.
+
+    So workers ``draw`` and the process that trains is told of every batch: ``batch`` is both in one.
+    """
+
+    def draw(self, indices: Sequence[int], seed: int, views: int = 1) -> Batch:
+        """As ``batch``, however much is broken."""
+        ...
+
+    def judge(self, batch: Batch) -> None:
+        """Count what ``batch`` met; raises :class:`toolkit.errors.UserError` if too much of it is broken."""
         ...

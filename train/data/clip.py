@@ -1,4 +1,4 @@
-"""One labelled clip: a video file, a part of one, a video inside a tar shard, or a folder of frames.
+"""One labelled clip: a video file, a part of one, a video inside a tar shard, or frames in a folder or a tar.
 
 Everything that a list file can say about it travels here; nothing is opened or decoded yet.
 """
@@ -45,7 +45,8 @@ class Clip:
     """label: one, several joined by ``;``, or none (""). group: what must not straddle two splits.
 
     span: seconds of the file that are the clip. meta: metadata columns. images: frames of a clip that is no video
-    file, ``path`` being their folder. ``annotated`` frames without a box are known to hold none.
+    file, ``path`` being their folder; members: frames that lie in the tar at ``path``. ``annotated`` frames without a
+    box are known to hold none.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class Clip:
     meta: tuple[tuple[str, str], ...] = ()
     member: Member | None = None
     images: tuple[Path, ...] = ()
+    members: tuple[Member, ...] = ()
     boxes: tuple[Box, ...] = ()
     annotated: tuple[int, ...] = ()
 
@@ -67,7 +69,11 @@ class Clip:
     @property
     def name(self) -> str:
         """What people are told when something is wrong with it."""
-        inside = f"{self.member.url or self.path}:{self.member.name}" if self.member is not None else str(self.path)
+        inside = str(self.path)
+        if self.member is not None:
+            inside = f"{self.member.url or self.path}:{self.member.name}"
+        elif self.members:
+            inside = f"{self.members[0].url or self.path}:{self.members[0].name.partition('.')[0]}"
         start_s, end_s = self.span
         if self.span == (None, None):
             return inside
@@ -79,4 +85,9 @@ class Clip:
     @property
     def plain(self) -> bool:
         """Whether it is a video file of its own that OpenCV can open."""
-        return self.member is None and not self.images
+        return self.member is None and not self.pictures
+
+    @property
+    def pictures(self) -> int:
+        """How many picture files it is made of; 0 if it is a video."""
+        return len(self.images) or len(self.members)

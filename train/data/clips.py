@@ -237,7 +237,7 @@ def _key(clips: Sequence[Clip], preprocess: Preprocess, length: int, frames: int
         for path in clip.images or (clip.path,):
             stat = path.stat() if path.is_file() else None
             text.append(f"{path}|{stat.st_size if stat else 0}|{stat.st_mtime_ns if stat else 0}")
-        text.append(f"{clip.span}|{clip.member}|{bool(clip.annotated)}")
+        text.append(f"{clip.span}|{clip.member or clip.members[:1] or None}|{bool(clip.annotated)}")
     return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
 
 

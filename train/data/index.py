@@ -16,7 +16,7 @@ from typing import Any, Literal
 from toolkit.errors import UserError, nearest
 from toolkit.recipe import DataConfig
 from train.data.clip import SPLITS, Clip
-from train.data.formats import Where, read_clips
+from train.data.formats import Where, read_clips, shards
 from train.data.formats.coco import categories
 from train.data.formats.reading import is_url
 
@@ -108,7 +108,9 @@ def _index(
     for clip in clips:
         _refuse_name(clip)
     boxed = any(clip.boxes or clip.annotated for clip in clips)
-    names = {label for clip in clips for label in clip.labels} | set(categories(root) if boxed else ())
+    names = {label for clip in clips for label in clip.labels}
+    if boxed:
+        names |= {*categories(root), *(shards.labels(where) if shards.found(where) else ())}
     found = tuple(sorted(names))
     if labels is None and labelled and not boxed and len(found) < 2:
         raise UserError(f"data {root} has only one class ({', '.join(found)}): a classifier needs at least two")
@@ -135,8 +137,8 @@ def _refuse_name(clip: Clip) -> None:
 
 
 def _size(clip: Clip) -> int:
-    if clip.member is not None:
-        return clip.member.size
+    if clip.member is not None or clip.members:
+        return sum(member.size for member in (clip.member, *clip.members) if member is not None)
     return sum(path.stat().st_size for path in clip.images or (clip.path,) if path.is_file())
 
 
@@ -145,7 +147,7 @@ def _rest(clip: Clip) -> list[Any]:
     rest: list[Any] = [list(clip.span)] if clip.span != (None, None) else []
     rest += [list(clip.meta)] if any(value for _, value in clip.meta) else []
     rest += [clip.member.name] if clip.member is not None else []
-    rest += [[path.name for path in clip.images]] if clip.images else []
+    rest += [[path.name for path in (*clip.images, *clip.members)]] if clip.pictures else []
     return [*rest, [clip.annotated, [dataclasses.astuple(box) for box in clip.boxes]]] if clip.annotated else rest
 
 

@@ -1,4 +1,4 @@
-"""Open a clip, whatever it is: a file, a part of one, a video in a tar shard, or a folder of frames."""
+"""Open a clip, whatever it is: a file, a part of one, a video in a tar shard, or frames in a folder or a tar."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -13,12 +13,12 @@ from toolkit.errors import MissingDependency, UserError
 from toolkit.preprocess import Preprocess
 from toolkit.video import Span, read_pictures
 from train.data.clip import Clip
-from train.data.formats.shards import read_member
+from train.data.formats.shards import read_member, read_members
 
 if TYPE_CHECKING:
     from train.data.decode import Decoded, Timeline
 
-__all__ = ["Opened", "open_clip", "read_clip"]
+__all__ = ["Opened", "open_clip", "read_clip", "read_stills"]
 
 
 class Opened(Protocol):
@@ -43,28 +43,44 @@ class _Images:
 
     timeline: "Timeline | None" = None
 
-    def __init__(self, images: tuple[Path, ...]) -> None:
-        self._images = images
+    def __init__(self, clip: Clip) -> None:
+        self._clip = clip
 
     def ticks(self, fps: float, span: Span = (None, None)) -> int:
-        return len(self._images)
+        return self._clip.pictures
 
     def pictures(self, ticks: Sequence[int], preprocess: Preprocess, span: Span = (None, None)) -> "Decoded":
         from train.data.decode import Decoded
 
-        numbers = np.minimum(np.asarray(ticks, np.int64), len(self._images) - 1)
-        frames = {int(number): _picture(self._images[number]) for number in sorted(set(numbers))}
+        numbers = np.minimum(np.asarray(ticks, np.int64), self._clip.pictures - 1)
+        chosen = sorted(set(numbers.tolist()))
+        frames = dict(zip(chosen, read_stills(self._clip, chosen), strict=True))
         first = frames[int(numbers[0])]
         if any(frame.shape != first.shape for frame in frames.values()):
-            raise UserError(f"pictures in {self._images[0].parent} are of different sizes: a clip needs one")
+            raise UserError(f"pictures in {self._clip.name} are of different sizes: a clip needs one")
         pictures = {number: preprocess.picture(frame) for number, frame in frames.items()}
         return Decoded([pictures[int(n)] for n in numbers], numbers, (first.shape[0], first.shape[1]))
 
 
-def _picture(path: Path) -> np.ndarray:
-    image = opencv().imread(str(path)) if path.is_file() else None
+def read_stills(clip: Clip, numbers: Sequence[int]) -> list[npt.NDArray[np.uint8]]:
+    """Frames of a clip of pictures by their rising numbers: uint8 BGR (H, W, 3).
+
+    Raises:
+        UserError: one is absent, damaged or no picture.
+    """
+    names = [str(clip.images[number]) if clip.images else clip.members[number].name for number in numbers]
+    if clip.images:
+        files = [path.read_bytes() if path.is_file() else b"" for path in (clip.images[number] for number in numbers)]
+    else:
+        files = read_members(clip.path, [clip.members[number] for number in numbers])
+    return [_decoded(file, name) for file, name in zip(files, names, strict=True)]
+
+
+def _decoded(file: bytes, name: str) -> npt.NDArray[np.uint8]:
+    cv2 = opencv()
+    image = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR) if file else None
     if image is None:
-        raise UserError(f"picture {path} cannot be read: it is absent, damaged or no picture")
+        raise UserError(f"picture {name} cannot be read: it is absent, damaged or no picture")
     return np.asarray(image, np.uint8)
 
 
@@ -75,8 +91,8 @@ def open_clip(clip: Clip, timeline: "Timeline | None" = None, device: str = "cpu
     Raises:
         UserError: absent, damaged, or without pictures.
     """
-    if clip.images:
-        yield _Images(clip.images)
+    if clip.pictures:
+        yield _Images(clip)
         return
     try:  # a board reads its own video files with OpenCV and has no PyAV
         from train.data.decode import open_video

@@ -1,7 +1,8 @@
 """Pack clips into WebDataset tar shards: large files in a row instead of many small ones.
 
-Each sample is ``KEY.mp4`` (the video's own bytes) and ``KEY.json`` (label, split, group, span, metadata), so any
-WebDataset reader can use them; ``index.json`` says where each lies, for random access. A shard takes its name only when
+Each sample is ``KEY.mp4`` (the video's own bytes), or its frames ``KEY.000000.jpg``... if they are picture files, and
+``KEY.json`` (label, split, group, span, metadata, boxes), so any WebDataset reader can use them; ``index.json`` says
+where each lies, for random access. A shard takes its name only when
 it is whole, and a shard that is there is not made again, so an interrupted run goes on.
 """
 
@@ -21,7 +22,7 @@ from toolkit.files import sha256, writable_dir, write_json, writing
 from toolkit.lock import alone
 from toolkit.progress import Bar, bar, note
 from train.data.clip import SPLITS, Clip
-from train.data.formats.shards import INDEX, read_member
+from train.data.formats.shards import INDEX, STILL_SUFFIXES, read_member
 from train.data.index import Dataset
 
 __all__ = ["Packed", "write_shards"]
@@ -55,11 +56,10 @@ def write_shards(data: Dataset, out: Path, size: int, workers: int = 2, broken_s
     """Write every clip into shards of about ``size`` bytes, each of one split.
 
     Raises:
-        UserError: frames as picture files, shards of other data in ``out``, too many missing videos, or the disk.
+        UserError: shards of other data in ``out``, a picture of a kind unknown, too many missing videos, or the disk.
     """
-    if any(clip.images for clip in data.clips):
-        raise UserError(f"data {data.root}: clips of picture files are not packed; encode each as a video first")
-    missing = tuple(clip.name for clip in data.clips if clip.member is None and not clip.path.is_file())
+    _refuse_pictures(data)
+    missing = tuple(clip.name for clip in data.clips if _length(clip) < 0)
     if len(missing) > broken_share * len(data.clips):
         raise UserError(
             f"data {data.root}: {len(missing)} of {len(data.clips)} videos do not exist; the first: {missing[0]}"
@@ -92,7 +92,7 @@ def _plans(data: Dataset, size: int) -> list[_Plan]:
         rows: list[tuple[str, Clip, int]] = []
         filled, number = 0, 0
         for index, clip in enumerate(data.clips):
-            length = clip.member.size if clip.member else clip.path.stat().st_size if clip.path.is_file() else -1
+            length = _length(clip)
             if clip.split != split or length < 0:
                 continue
             if rows and filled + length > size:
@@ -105,8 +105,29 @@ def _plans(data: Dataset, size: int) -> list[_Plan]:
     return plans
 
 
+def _length(clip: Clip) -> int:
+    """Bytes of a clip; -1 if a file of it is absent."""
+    members = [clip.member] if clip.member is not None else clip.members
+    if members:
+        return sum(member.size for member in members)
+    files = clip.images or (clip.path,)
+    return sum(path.stat().st_size for path in files) if all(path.is_file() for path in files) else -1
+
+
+def _refuse_pictures(data: Dataset) -> None:
+    """The names of frames must say what they are, for other readers."""
+    for clip in data.clips:
+        for path in clip.images:
+            if path.suffix.lower() not in STILL_SUFFIXES:
+                known = " ".join(sorted(STILL_SUFFIXES))
+                raise UserError(f"data {data.root}: {path} is not packed: pictures are {known}")
+
+
 def _plan(split: str, number: int, rows: Sequence[tuple[str, Clip, int]]) -> _Plan:
-    stamps = [clip.path.stat().st_mtime_ns if clip.member is None else 0 for _, clip, _ in rows]
+    stamps = [
+        0 if clip.member or clip.members else max(path.stat().st_mtime_ns for path in clip.images or (clip.path,))
+        for _, clip, _ in rows
+    ]
     text = json.dumps([[key, clip.path.name, _row(clip), length] for key, clip, length in rows] + [stamps])
     return _Plan(f"{split}-{number:06d}.tar", tuple(rows), hashlib.sha256(text.encode()).hexdigest())
 
@@ -158,16 +179,29 @@ def _pack(out: Path, parts: Path, plan: _Plan, progress: Bar) -> None:
 
 
 def _add(tar: tarfile.TarFile, key: str, clip: Clip, length: int, progress: Bar) -> Iterator[dict[str, Any]]:
-    """Add the video and its description; yields the clip's line of the index."""
-    suffix = Path(clip.member.name).suffix if clip.member else clip.path.suffix
+    """Add the video, or its frames, and the description; yields the clip's line of the index."""
     row = _row(clip)
     _write(tar, f"{key}.json", json.dumps(row).encode())
-    video = read_member(clip.path, clip.member) if clip.member else clip.path.read_bytes()
-    if len(video) != length:
+    parts, total = [], 0
+    for suffix, data in _files(clip):
+        name, total = f"{key}.{len(parts):06d}{suffix}" if clip.pictures else f"{key}{suffix}", total + len(data)
+        parts.append((name, _write(tar, name, data), len(data)))
+    if total != length:
         raise UserError(f"video {clip.name} has changed while it was packed: run again")
-    offset = _write(tar, f"{key}{suffix.lower()}", video)
     progress.advance()
-    yield {"name": f"{key}{suffix.lower()}", "offset": offset, "size": length, **row}
+    if clip.pictures:
+        yield {"pictures": parts, **row}
+    else:
+        yield {**dict(zip(("name", "offset", "size"), parts[0], strict=True)), **row}
+
+
+def _files(clip: Clip) -> Iterator[tuple[str, bytes]]:
+    """Suffix and bytes of everything a clip is made of."""
+    members = [clip.member] if clip.member is not None else clip.members
+    for member in members:
+        yield Path(member.name).suffix.lower(), read_member(clip.path, member)
+    for path in () if members else clip.images or (clip.path,):
+        yield path.suffix.lower(), path.read_bytes()
 
 
 def _write(tar: tarfile.TarFile, name: str, data: bytes) -> int:

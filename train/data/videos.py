@@ -26,6 +26,8 @@ __all__ = ["VideoSource", "window_starts"]
 _APART_S = 4.0
 #: Before so many videos were seen, their share of broken ones says little.
 _FEW = 20
+#: So many broken ones, if they are more than their share of all videos, end the search for a good one.
+_MANY = 100
 
 
 def window_starts(ticks: int, length: int, views: int, rng: np.random.Generator | None) -> list[int]:
@@ -56,7 +58,9 @@ class VideoSource:
         self._labels, self._root, self._share, self._device = data.labels, data.root, broken_share, device
         self._boxed = any(clip.annotated for clip in self.clips)
         self._timelines: dict[int, Timeline | None] = {}
-        self._reasons: dict[int, str] = {}
+        self._reasons: dict[int, str] = {}  # what this process found broken
+        # What this process was told of, of all that was met: only of that can a share be taken.
+        self._told: dict[int, str] = {}
         self._seen: set[int] = set()
 
     def __len__(self) -> int:
@@ -64,8 +68,8 @@ class VideoSource:
 
     @property
     def broken(self) -> dict[str, str]:
-        """Names of the broken videos that this process has met, and what is wrong with each."""
-        return {self.names[index]: reason for index, reason in self._reasons.items()}
+        """Names of the broken videos that this process has met or was told of, and what is wrong with each."""
+        return {self.names[index]: reason for index, reason in self._told.items()}
 
     def batch(self, indices: Sequence[int], seed: int, views: int = 1) -> Batch:
         """Clips of the videos at ``indices``; where a video is broken, ``Batch.indices`` says which took its place.
@@ -73,30 +77,61 @@ class VideoSource:
         Raises:
             UserError: more than ``broken_share`` of the videos are broken.
         """
+        drawn = self.draw(indices, seed, views)
+        self.judge(drawn)
+        return drawn
+
+    def draw(self, indices: Sequence[int], seed: int, views: int = 1) -> Batch:
+        """As :meth:`batch`, but the share of broken videos is for :meth:`judge` to say.
+
+        Raises:
+            UserError: no video at all can be read.
+        """
         height, width = self.preprocess.size
         pictures = np.empty((len(indices), views, self.frames, height, width, 3), np.uint8)
-        used, boxes = np.empty(len(indices), np.int64), []
+        used, boxes, left_out = np.empty(len(indices), np.int64), [], {}
         for row, index in enumerate(indices):
-            used[row], found = self._draw(int(index), seed, pictures[row])
+            used[row], found = self._draw(int(index), seed, pictures[row], left_out)
             boxes.append(found)
         padded = pad_boxes(boxes) if self._boxed else (None, None)
         return Batch(
             torch.from_numpy(pictures), self.targets.labels_at(used), torch.from_numpy(used),
-            self.targets.meta_at(used), *padded,
+            self.targets.meta_at(used), *padded, left_out,
         )  # fmt: skip
 
-    def _draw(self, index: int, seed: int, out: npt.NDArray[np.uint8]) -> tuple[int, list[Boxes]]:
+    def judge(self, batch: Batch) -> None:
+        """Count the videos that a batch has met, whichever process made it; each broken one is named once.
+
+        Raises:
+            UserError: more than ``broken_share`` of the videos met so far are broken.
+        """
+        self._seen.update(batch.indices.tolist())
+        for place, reason in batch.left_out.items():
+            if place in self._told:
+                continue
+            self._told[place] = reason
+            self._seen.add(place)
+            note(f"left out a broken video: {reason}")
+            broken, seen = len(self._told), len(self._seen)
+            if broken > self._share * max(seen, min(len(self), _FEW)):
+                raise UserError(f"data {self._root}: {broken} of {seen} videos read so far are broken; the first: "
+                                f"{next(iter(self._told.values()))}")  # fmt: skip
+
+    def _draw(
+        self, index: int, seed: int, out: npt.NDArray[np.uint8], left_out: dict[int, str]
+    ) -> tuple[int, list[Boxes]]:
         """Fill ``out`` (V, T, H, W, 3) from the clip at ``index``, or from the next good one."""
         for place in self._candidates(index):
             if place not in self._reasons:
                 try:
-                    boxes = self._clip(place, seed, out)
+                    return place, self._clip(place, seed, out)
                 except UserError as error:
-                    self._leave_out(place, str(error))
-                else:
-                    self._seen.add(place)
-                    return place, boxes
-        raise UserError(f"data {self._root}: no video can be read; the first: {next(iter(self._reasons.values()))}")
+                    self._reasons[place] = str(error)
+            left_out[place] = self._reasons[place]
+            if len(self._reasons) > max(_MANY, self._share * len(self)):
+                break  # too much is broken whatever others have met: no need to look through all of it
+        raise UserError(f"data {self._root}: {len(self._reasons)} of {len(self)} videos cannot be read; the first: "
+                        f"{next(iter(self._reasons.values()))}")  # fmt: skip
 
     def _candidates(self, index: int) -> Iterator[int]:
         """The clip itself, then those after it: of its class first, of any class last."""
@@ -104,15 +139,6 @@ class VideoSource:
         label, after = self.clips[index].label, [(index + step) % len(self) for step in range(1, len(self))]
         yield from (place for place in after if self.clips[place].label == label)
         yield from (place for place in after if self.clips[place].label != label)
-
-    def _leave_out(self, place: int, reason: str) -> None:
-        self._reasons[place] = reason
-        self._seen.add(place)
-        note(f"left out a broken video: {reason}")
-        broken, seen = len(self._reasons), len(self._seen)
-        if broken > self._share * max(seen, min(len(self), _FEW)):
-            raise UserError(f"data {self._root}: {broken} of {seen} videos read so far are broken; the first: "
-                            f"{next(iter(self._reasons.values()))}")  # fmt: skip
 
     def _clip(self, place: int, seed: int, out: npt.NDArray[np.uint8]) -> list[Boxes]:
         """Decode the windows of one clip into ``out``; the boxes of the first view come back."""

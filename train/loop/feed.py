@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from toolkit.cv import opencv
 from toolkit.errors import UserError, VidonError
-from train.data.batch import Batch, Source
+from train.data.batch import Batch, Decoding, Source
 from train.loop.schedule import seeded
 
 __all__ = ["Feed", "Order", "Part"]
@@ -103,8 +103,9 @@ class _Answers(Dataset[dict[str, Any] | str]):
         self._source, self._views = source, views
 
     def __getitem__(self, part: Part) -> dict[str, Any] | str:
+        draw = self._source.draw if isinstance(self._source, Decoding) else self._source.batch
         try:
-            batch = self._source.batch(part.places, part.seed, self._views)
+            batch = draw(part.places, part.seed, self._views)
         except VidonError as error:
             return str(error)
         return {field.name: getattr(batch, field.name) for field in fields(Batch)}
@@ -157,7 +158,10 @@ class Feed:
             raise UserError("a decoding worker died (out of memory?): lower run.workers or batch") from error
         if isinstance(answer, str):
             raise UserError(answer)
-        return Batch(**answer)
+        batch = Batch(**answer)
+        if isinstance(self._source, Decoding):  # a worker has seen its own part only
+            self._source.judge(batch)
+        return batch
 
 
 def _loader(

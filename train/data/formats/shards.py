@@ -1,7 +1,8 @@
 """WebDataset tar shards, local or behind http(s): read by random access, so training draws clips from all of them.
 
 ``vidon data shard`` leaves an ``index.json`` that says where in which tar each clip lies. Other people's shards
-(``KEY.mp4`` with ``KEY.json``, ``KEY.cls`` or ``KEY.txt``) have none: their tars are read through once to find it.
+(``KEY.mp4``, or frames ``KEY.000000.jpg``..., with ``KEY.json``, ``KEY.cls`` or ``KEY.txt``) have none: their tars are
+read through once to find it.
 The root is a folder, a tar, a pattern ``train-{000..009}.tar``, or a URL of any of these or of an index.json.
 """
 
@@ -14,7 +15,8 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,9 +26,11 @@ from toolkit.video import VIDEO_SUFFIXES
 from train.data.clip import SPLITS, Box, Clip, Member, split_name
 from train.data.formats.reading import Where, is_url, read_json
 
-__all__ = ["INDEX", "expand", "found", "read", "read_member"]
+__all__ = ["INDEX", "STILL_SUFFIXES", "expand", "found", "labels", "read", "read_member", "read_members"]
 
 INDEX = "index.json"
+STILL_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+_STILL = re.compile(r"^(\d+)(\.[a-z]+)$")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _TIMEOUT_S = 30
 _TRIES = 3
@@ -49,15 +53,26 @@ def read(where: Where) -> list[Clip]:
     Raises:
         UserError: a shard or the index is absent, damaged, or holds no clip with a label.
     """
-    name = where.name
-    if not name.endswith(".tar"):
-        index = name if name.endswith(".json") else f"{name.rstrip('/')}/{INDEX}"
-        if is_url(where.root) or Path(index).is_file():
-            return _from_index(index)
+    name, index = where.name, _index(where)
+    if index:
+        return _from_index(index)
     tars = expand(name) if name.endswith(".tar") else [str(path) for path in sorted(where.root.glob("*.tar"))]
     if not tars:
         raise UserError(f"data {name} holds no tar shard")
     return [clip for tar in track(tars, "index shards") for clip in _from_tar(tar)]
+
+
+def labels(where: Where) -> tuple[str, ...]:
+    """All labels that the index names: a category without a box in these clips is known by it alone."""
+    index = _index(where)
+    return tuple(map(str, _raw(index).get("labels", ()))) if index else ()
+
+
+def _index(where: Where) -> str:
+    """The index that stands for the shards; "" if they have none."""
+    name = where.name
+    index = name if name.endswith(".json") else f"{name.rstrip('/')}/{INDEX}"
+    return index if not name.endswith(".tar") and (is_url(where.root) or Path(index).is_file()) else ""
 
 
 def expand(pattern: str) -> list[str]:
@@ -91,7 +106,19 @@ def read_member(path: Path, member: Member) -> bytes:
     return data
 
 
-def _from_index(index: str) -> list[Clip]:
+def read_members(path: Path, members: Sequence[Member]) -> list[bytes]:
+    """The bytes of several files that lie near each other in a shard, in one go.
+
+    Raises:
+        UserError: as :func:`read_member`.
+    """
+    start = min(member.offset for member in members)
+    end = max(member.offset + member.size for member in members)
+    data = read_member(path, Member(members[-1].name, start, end - start, members[0].url))
+    return [data[member.offset - start : member.offset - start + member.size] for member in members]
+
+
+def _raw(index: str) -> dict[str, Any]:
     if "://" in index:
         try:
             raw = json.loads(_fetch(index))
@@ -103,27 +130,37 @@ def _from_index(index: str) -> list[Clip]:
         raise UserError(
             f"data {index} is no index of shards (format vidon-shards, version 1): make it by vidon data shard"
         )
+    return raw
+
+
+def _from_index(index: str) -> list[Clip]:
+    raw = _raw(index)
     folder = index.rpartition("/")[0] or "."
     clips = []
     try:
         for shard in raw["shards"]:
             place = f"{folder}/{shard['name']}"
             for row in shard["clips"]:
-                member = Member(str(row["name"]), int(row["offset"]), int(row["size"]), place if "://" in place else "")
-                clips.append(_clip(Path(place), member, row))
+                url = place if "://" in place else ""
+                parts = row.get("pictures") or [[row["name"], row["offset"], row["size"]]]
+                members = [Member(str(name), int(offset), int(size), url) for name, offset, size in parts]
+                clips.append(_clip(Path(place), members, row, bool(row.get("pictures"))))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"data {index} is damaged ({error}): make it again by vidon data shard") from error
     return clips
 
 
-def _clip(place: Path, member: Member, row: dict[str, Any]) -> Clip:
+def _clip(place: Path, members: list[Member], row: dict[str, Any], stills: bool = False) -> Clip:
+    """A video that is one member, or ``stills``, of which each is one."""
     start_s, end_s = row.get("span") or (None, None)
     label = row.get("label", "")
     meta = tuple((str(key), str(value)) for key, value in (row.get("meta") or {}).items())
-    group = str(row.get("group") or PurePosixPath(member.name).stem)
+    name = PurePosixPath(members[0].name)
+    group = str(row.get("group") or (name.name.partition(".")[0] if stills else name.stem))
     boxes = tuple(Box(frame, str(name), (x1, y1, x2, y2)) for frame, name, (x1, y1, x2, y2) in row.get("boxes", ()))
     split, annotated = split_name(str(row.get("split") or "")), tuple(row.get("annotated", ()))
-    return Clip(place, str(label), split, group, (start_s, end_s), meta, member, boxes=boxes, annotated=annotated)
+    clip = Clip(place, str(label), split, group, (start_s, end_s), meta, boxes=boxes, annotated=annotated)
+    return replace(clip, members=tuple(members)) if stills else replace(clip, member=members[0])
 
 
 def _from_tar(place: str) -> list[Clip]:
@@ -139,10 +176,12 @@ def _from_tar(place: str) -> list[Clip]:
     split = next((s for s in SPLITS if s in PurePosixPath(place).name), "")
     clips = []
     for key, sample in samples.items():
-        if "member" in sample:
+        frames = [member for _, member in sorted(sample.pop("frames", {}).items())]
+        if "member" in sample or frames:
             if not (sample.get("label") or sample.get("annotated")):
                 raise UserError(f"shard {place}: {key} has no label: add it in {key}.json, {key}.cls or {key}.txt")
-            clips.append(_clip(Path(place), sample["member"], {"split": split, **sample}))
+            members = [sample["member"]] if "member" in sample else frames
+            clips.append(_clip(Path(place), members, {"split": split, **sample}, "member" not in sample))
     return clips
 
 
@@ -152,6 +191,9 @@ def _note(samples: dict[str, dict[str, Any]], tar: tarfile.TarFile, info: tarfil
     sample = samples.setdefault(f"{folder}/{stem}".lstrip("/"), {})
     if f".{ending.rpartition('.')[2].lower()}" in VIDEO_SUFFIXES:
         sample["member"] = Member(info.name, info.offset_data, info.size, place if "://" in place else "")
+    elif (match := _STILL.match(ending.lower())) and match[2] in STILL_SUFFIXES:
+        member = Member(info.name, info.offset_data, info.size, place if "://" in place else "")
+        sample.setdefault("frames", {})[int(match[1])] = member
     elif ending in ("json", "cls", "txt"):
         stream = tar.extractfile(info)
         text = stream.read().decode("utf-8", "replace").strip() if stream is not None else ""
