@@ -6,6 +6,7 @@ thread at a time; any number of sessions may run in threads of their own.
 Shapes: B streams stepped together, H, W picture, T frames of a clip, K classes.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,8 +115,8 @@ class Runtime(Protocol):
         ...
 
 
-class StepSession:
-    """The part every adapter shares: checks, closing, placement. Subclasses run one step and forget."""
+class StepSession(ABC):
+    """The part every adapter shares: checks, closing, placement. An adapter says how to run, to forget and to free."""
 
     def __init__(self, contract: Contract, placement: Placement, batch: int = 1) -> None:
         self.contract = contract
@@ -156,20 +157,22 @@ class StepSession:
         if not self._open:
             raise UserError("this session is closed: open the artefact again")
 
+    @abstractmethod
     def _run(self, frame_BCHW: Array) -> Array:
-        raise NotImplementedError
+        """One step of a checked frame -> logits (B, K), which no later step changes."""
 
+    @abstractmethod
     def _forget(self) -> None:
-        raise NotImplementedError
+        """Zero the state of all streams."""
 
     def _forget_one(self, stream: int) -> None:
-        """Zero one stream's state; a runtime with a single stream need not know how."""
-        if self.batch != 1:
-            raise NotImplementedError
+        """Zero the state of one stream; here as adapters do that hold a single one."""
+        assert self.batch == 1, "an adapter that takes several streams says how one of them is forgotten"
         self._forget()
 
+    @abstractmethod
     def _free(self) -> None:
-        raise NotImplementedError
+        """Give back what the runtime holds; called once."""
 
 
 def check_device(runtime: str, device: str, devices: tuple[str, ...], missing: Sequence[Missing] = ()) -> str:

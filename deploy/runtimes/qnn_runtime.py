@@ -8,9 +8,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from deploy.runtimes.base import Availability, Options, StepSession, check_device
-from deploy.runtimes.tool_session import ToolSession, needs_a_device, one_stream, simulators
-from devices.tools import tool_called
+from deploy.runtimes.base import StepSession
+from deploy.runtimes.tool_session import SimulatedRuntime
 from toolkit.bundle import Artefact
 from toolkit.contract import Array, Contract, Placement
 from toolkit.errors import BundleError, UnavailableDevice
@@ -77,26 +76,4 @@ class _ChipSession(StepSession):
         del self._session
 
 
-class _Qnn:
-    name = "qnn"
-    extra = ""
-
-    def available(self) -> Availability:
-        simulated, missing = simulators("qualcomm")
-        version = tool_called("qualcomm").version
-        try:
-            _chip()
-        except UnavailableDevice as error:
-            return Availability(False, str(error), version, simulated, missing)
-        return Availability(True, "", version, ("npu", *simulated), missing)
-
-    def open(self, folder: Path, artefact: Artefact, contract: Contract, options: Options) -> StepSession:
-        one_stream(self.name, options)
-        state = self.available()
-        needs_a_device("qualcomm", state)
-        if check_device("qnn", options.device, state.devices, state.missing) == "npu":
-            return _ChipSession(folder / artefact.entry, artefact, contract)
-        return ToolSession("qnn", "qualcomm", folder / artefact.entry, artefact, contract, {})
-
-
-RUNTIME = _Qnn()
+RUNTIME = SimulatedRuntime("qnn", "qualcomm", _chip, _ChipSession, lambda artefact: (artefact.entry, {}))

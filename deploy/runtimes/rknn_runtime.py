@@ -4,15 +4,15 @@ The simulator checks quantisation and answers alike for every chip; it says noth
 """
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deploy.runtimes.base import Availability, Options, StepSession, check_device
-from deploy.runtimes.tool_session import ToolSession, needs_a_device, one_stream, simulators
+from deploy.runtimes.base import StepSession
+from deploy.runtimes.tool_session import SimulatedRuntime
 from deploy.targets import SOURCE, target_called
-from devices.tools import tool_called
 from toolkit.bundle import Artefact
 from toolkit.contract import Array, Contract, Placement
 from toolkit.errors import BundleError, UnavailableDevice
@@ -69,29 +69,9 @@ class _BoardSession(StepSession):
         self._rknn.release()
 
 
-class _Rknn:
-    name = "rknn"
-    extra = ""
-
-    def available(self) -> Availability:
-        simulated, missing = simulators("rockchip")
-        version = tool_called("rockchip").version
-        try:
-            _board_library()
-        except UnavailableDevice as error:
-            return Availability(False, str(error), version, simulated, missing)
-        return Availability(True, "", version, ("npu", *simulated), missing)
-
-    def open(self, folder: Path, artefact: Artefact, contract: Contract, options: Options) -> StepSession:
-        one_stream(self.name, options)
-        state = self.available()
-        needs_a_device("rockchip", state)
-        if check_device("rknn", options.device, state.devices, state.missing) == "npu":
-            return _BoardSession(folder / artefact.entry, artefact, contract)
-        if not (folder / artefact.entry).is_file():
-            raise BundleError(f"rknn cannot read {folder / artefact.entry}: the file is missing")
-        settings = target_called(artefact.target).settings
-        return ToolSession("rknn", "rockchip", folder / SOURCE, artefact, contract, settings)
+def _simulated(artefact: Artefact) -> tuple[str, Mapping[str, Any]]:
+    """The simulator only takes what was built in its own process, so it builds again from the source."""
+    return SOURCE, target_called(artefact.target).settings
 
 
-RUNTIME = _Rknn()
+RUNTIME = SimulatedRuntime("rknn", "rockchip", _board_library, _BoardSession, _simulated)

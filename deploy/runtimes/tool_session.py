@@ -1,19 +1,20 @@
 """A session whose steps a vendor's simulator plays in another process: slow, for checking answers, never for timing."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.runtimes.base import Availability, Missing, Options, StepSession
+from deploy.runtimes.base import Availability, Missing, Options, StepSession, check_device
 from devices.tools import Worker, python_of, tool_called
 from toolkit.bundle import Artefact
 from toolkit.contract import Array, Contract, Placement
-from toolkit.errors import BundleError, MissingTool, ToolError, UserError
+from toolkit.errors import BundleError, MissingTool, ToolError, UnavailableDevice, UserError
 
-__all__ = ["ToolSession", "needs_a_device", "one_stream", "simulators"]
+__all__ = ["SimulatedRuntime", "ToolSession", "one_stream"]
 
 
-def simulators(tool: str) -> tuple[tuple[str, ...], tuple[Missing, ...]]:
+def _simulators(tool: str) -> tuple[tuple[str, ...], tuple[Missing, ...]]:
     """The devices that a tool stands in for here, and those that it would if it were set up."""
     try:
         python_of(tool_called(tool))
@@ -33,7 +34,7 @@ def one_stream(runtime: str, options: Options) -> None:
         raise UserError(f"{runtime} steps one stream at a time: open {options.batch} sessions instead of batch")
 
 
-def needs_a_device(tool: str, state: Availability) -> None:
+def _needs_a_device(tool: str, state: Availability) -> None:
     """Where there is neither the chip nor its simulator, say how to get the simulator.
 
     Raises:
@@ -79,3 +80,43 @@ class ToolSession(StepSession):
 
     def _free(self) -> None:
         self._worker.close()
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedRuntime:
+    """An NPU's runtime: on the chip itself, elsewhere in the simulator of the vendor's tool.
+
+    ``find_chip`` raises UnavailableDevice where the chip or its library is absent; ``on_chip`` opens the artefact
+    there; ``simulated`` says which file of the folder the simulator plays, and with which parameters.
+    """
+
+    name: str
+    tool: str
+    find_chip: Callable[[], object]
+    on_chip: Callable[[Path, Artefact, Contract], StepSession]
+    simulated: Callable[[Artefact], tuple[str, Mapping[str, Any]]]
+    extra: str = ""
+
+    def available(self) -> Availability:
+        """The chip decides whether the runtime works here; a simulator is a device that one asks for by name."""
+        devices, missing = _simulators(self.tool)
+        version = tool_called(self.tool).version
+        try:
+            self.find_chip()
+        except UnavailableDevice as error:
+            return Availability(False, str(error), version, devices, missing)
+        return Availability(True, "", version, ("npu", *devices), missing)
+
+    def open(self, folder: Path, artefact: Artefact, contract: Contract, options: Options) -> StepSession:
+        """On the chip, or in the simulator."""
+        one_stream(self.name, options)
+        state = self.available()
+        _needs_a_device(self.tool, state)
+        device = check_device(self.name, options.device, state.devices, state.missing)
+        path = folder / artefact.entry
+        if not path.is_file():
+            raise BundleError(f"{self.name} cannot read {path}: the file is missing")
+        if device == "npu":
+            return self.on_chip(path, artefact, contract)
+        file, params = self.simulated(artefact)
+        return ToolSession(self.name, self.tool, folder / file, artefact, contract, params)
