@@ -11,17 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from deploy.export.litert import _LAST, _widest
+from deploy.export.litert import SIGNATURE, calibrated
 from deploy.export.ranges import groups_of, shared_ranges, unequal_states
 from deploy.export.step import Feeds
 from toolkit.contract import Contract
-from toolkit.errors import MissingDependency
 
 __all__ = ["equal_states", "feedback_litert", "state_quantisation"]
 
 #: Operators that move values without changing them.
 MOVES = {"CONCATENATION", "SLICE", "STRIDED_SLICE", "TRANSPOSE", "RESHAPE", "PAD", "SPLIT", "SQUEEZE", "EXPAND_DIMS"}
-_SIGNATURE = "serving_default"
 
 
 def feedback_litert(source: Path, contract: Contract, feeds: Feeds, path: Path) -> None:
@@ -30,17 +28,9 @@ def feedback_litert(source: Path, contract: Contract, feeds: Feeds, path: Path) 
     Raises:
         ParityError: a state has other parameters at its output than at its input.
     """
-    try:
-        from ai_edge_quantizer import calibrator, quantizer, recipe
-    except ImportError as error:
-        raise MissingDependency("ai-edge-quantizer", "export-litert") from error
+    tool, ranges = calibrated(source, feeds, float_ends=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tool = quantizer.Quantizer(str(source))
-    tool.load_quantization_recipe(recipe.static_wi8_ai8())
-    samples = [{n: np.ascontiguousarray(v.transpose(_LAST[v.ndim])) for n, v in feed.items()} for feed in feeds]
-    meter = calibrator.Calibrator(source.read_bytes(), num_threads=2, qsv_update_func=_widest)
-    meter.calibrate({_SIGNATURE: samples}, tool._recipe_manager)  # 0.10 has no public way to pass a calibrator
-    path.write_bytes(tool.quantize(equal_states(source, contract, meter.get_model_qsvs())).quantized_model)
+    path.write_bytes(tool.quantize(equal_states(source, contract, ranges)).quantized_model)
     unequal_states(state_quantisation(path, contract))
 
 
@@ -71,7 +61,7 @@ def state_quantisation(path: Path, contract: Contract) -> dict[str, tuple[tuple[
     """(scale, zero-point) of each state at the input and at the output of an int8 file."""
     from ai_edge_litert.interpreter import Interpreter
 
-    runner = Interpreter(model_path=str(path)).get_signature_runner(_SIGNATURE)
+    runner = Interpreter(model_path=str(path)).get_signature_runner(SIGNATURE)
     inputs, outputs = runner.get_input_details(), runner.get_output_details()
     return {
         state.name: (tuple(inputs[state.name]["quantization"]), tuple(outputs[state.output]["quantization"]))

@@ -13,7 +13,10 @@ from deploy.export.step import Feeds, sample_inputs
 from toolkit.contract import Contract
 from toolkit.errors import MissingDependency
 
-__all__ = ["float_litert", "int8_litert"]
+__all__ = ["SIGNATURE", "calibrated", "float_litert", "int8_litert"]
+
+#: The one signature of a file that litert-torch writes.
+SIGNATURE = "serving_default"
 
 # Position of the channels: first in torch, last in LiteRT. By number of dimensions, batch included.
 _LAST = {4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
@@ -50,21 +53,30 @@ def float_litert(step: Any, contract: Contract, path: Path, batch: int = 1) -> N
 
 def int8_litert(source: Path, feeds: Feeds, path: Path) -> None:
     """Static int8 weights and activations; inputs and outputs stay float."""
+    tool, ranges = calibrated(source, feeds, float_ends=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(tool.quantize(ranges).quantized_model)
+
+
+def calibrated(source: Path, feeds: Feeds, float_ends: bool) -> tuple[Any, dict[str, Any]]:
+    """A quantiser for a float file, and the widest range of every tensor over the feeds (tensor -> {min, max}).
+
+    With ``float_ends`` the file's inputs and outputs are left float.
+    """
     try:
         from ai_edge_quantizer import algorithm_manager, calibrator, qtyping, quantizer, recipe
     except ImportError as error:
         raise MissingDependency("ai-edge-quantizer", "export-litert") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
     tool = quantizer.Quantizer(str(source))
     tool.load_quantization_recipe(recipe.static_wi8_ai8())
-    for boundary in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+    for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT) if float_ends else ():
         tool.update_quantization_recipe(
-            regex=".*", operation_name=boundary, algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE
+            regex=".*", operation_name=end, algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE
         )
     samples = [{n: np.ascontiguousarray(v.transpose(_LAST[v.ndim])) for n, v in feed.items()} for feed in feeds]
     meter = calibrator.Calibrator(source.read_bytes(), num_threads=2, qsv_update_func=_widest)
-    meter.calibrate({"serving_default": samples}, tool._recipe_manager)  # 0.10 has no public way to pass a calibrator
-    path.write_bytes(tool.quantize(meter.get_model_qsvs()).quantized_model)
+    meter.calibrate({SIGNATURE: samples}, tool._recipe_manager)  # 0.10 has no public way to pass a calibrator
+    return tool, meter.get_model_qsvs()
 
 
 def _widest(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

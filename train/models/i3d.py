@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from toolkit.contract import Contract
 from toolkit.errors import UserError
 from toolkit.preprocess import Preprocess
 from toolkit.recipe import TeacherConfig
+from train.models.pooled import PooledNet
 
 __all__ = ["I3D", "inflate", "make"]
 
@@ -44,12 +44,11 @@ def make(config: TeacherConfig, classes: int, preprocess: Preprocess, frames: in
     return I3D(config, classes, (3, *preprocess.size), frames)
 
 
-class I3D(nn.Module):
+class I3D(PooledNet):
     """Clip model: (B, 3, T, H, W) -> logits (B, K) from the mean of the last maps."""
 
     def __init__(self, config: TeacherConfig, classes: int, frame: tuple[int, int, int], frames: int) -> None:
-        super().__init__()
-        self.config, self.classes, self.frame, self.frames = config, classes, frame, frames
+        super().__init__(config, classes, frame, frames)
         narrow, wide = _scaled(64, config.width), _scaled(192, config.width)
         self.conv1 = _Convolution(3, narrow, 7, 2)
         self.conv2 = _Convolution(narrow, narrow, 1)
@@ -59,18 +58,7 @@ class I3D(nn.Module):
             block = _Inception(channels, tuple(_scaled(count, config.width) for count in counts))
             self.add_module(name, block)
             channels = block.channels
-        self.channels = self.width = channels
-        self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(channels, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
-
-    def contract(self) -> Contract:
-        """A clip model's contract."""
-        return Contract(kind="clip", frame=self.frame, classes=self.classes, frames=self.frames)
+        self._finish(channels, "fan_in")
 
     def layers(self) -> list[str]:
         """Stem convolutions, Inception blocks, head."""
@@ -84,15 +72,6 @@ class I3D(nn.Module):
             if name in POOLS:
                 x_BCTHW = _pool(x_BCTHW, *POOLS[name])
         return x_BCTHW
-
-    def embed(self, clip_BCTHW: Tensor) -> Tensor:
-        """Mean of the maps over time and space (B, D)."""
-        return self.forward_features(clip_BCTHW).mean((2, 3, 4))
-
-    def forward(self, clip_BCTHW: Tensor) -> Tensor:
-        """Logits (B, K)."""
-        logits: Tensor = self.head(self.dropout(self.embed(clip_BCTHW)))
-        return logits
 
 
 class _Convolution(nn.Module):

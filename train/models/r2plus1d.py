@@ -8,9 +8,9 @@ Shapes: B batch, T frames, H, W picture, C channels, D width, K classes.
 from torch import Tensor, nn
 from torch.nn import functional
 
-from toolkit.contract import Contract
 from toolkit.preprocess import Preprocess
 from toolkit.recipe import TeacherConfig
+from train.models.pooled import PooledNet
 
 __all__ = ["R2Plus1D", "make"]
 
@@ -23,12 +23,11 @@ def make(config: TeacherConfig, classes: int, preprocess: Preprocess, frames: in
     return R2Plus1D(config, classes, (3, *preprocess.size), frames)
 
 
-class R2Plus1D(nn.Module):
+class R2Plus1D(PooledNet):
     """Clip model: (B, 3, T, H, W) -> logits (B, K) from the mean of the last maps."""
 
     def __init__(self, config: TeacherConfig, classes: int, frame: tuple[int, int, int], frames: int) -> None:
-        super().__init__()
-        self.config, self.classes, self.frame, self.frames = config, classes, frame, frames
+        super().__init__(config, classes, frame, frames)
         first, middle = _scaled(STAGES[0], config.width), _scaled(45, config.width)
         self.stem = nn.Sequential(
             nn.Conv3d(3, middle, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False), nn.BatchNorm3d(middle), nn.ReLU(True),
@@ -42,18 +41,7 @@ class R2Plus1D(nn.Module):
                 blocks.append(_Residual(channels, wide, 2 if number > 1 and index == 0 else 1))
                 channels = wide
             self.add_module(f"layer{number}", nn.Sequential(*blocks))
-        self.channels = self.width = channels
-        self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(channels, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
-
-    def contract(self) -> Contract:
-        """A clip model's contract."""
-        return Contract(kind="clip", frame=self.frame, classes=self.classes, frames=self.frames)
+        self._finish(channels, "fan_out")
 
     def layers(self) -> list[str]:
         """Stem, the residual blocks, head."""
@@ -66,15 +54,6 @@ class R2Plus1D(nn.Module):
         for number in range(1, len(STAGES) + 1):
             x_BCTHW = self.get_submodule(f"layer{number}")(x_BCTHW)
         return x_BCTHW
-
-    def embed(self, clip_BCTHW: Tensor) -> Tensor:
-        """Mean of the maps over time and space (B, D)."""
-        return self.forward_features(clip_BCTHW).mean((2, 3, 4))
-
-    def forward(self, clip_BCTHW: Tensor) -> Tensor:
-        """Logits (B, K)."""
-        logits: Tensor = self.head(self.dropout(self.embed(clip_BCTHW)))
-        return logits
 
 
 class _Residual(nn.Module):

@@ -11,28 +11,23 @@ discriminator whose weights are detached, the discriminator's term sees detached
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
 from train.data.batch import Batch
+from train.objectives import autoencoder
 from train.objectives.autoencoder import Reconstruction, errors
 from train.objectives.features import Encoder
 
 __all__ = ["Adversarial", "Config", "Discriminator", "build", "unfit"]
 
 
-class Config(BaseModel):
-    """Weights of the terms beside the reconstruction's: ``fool``, ``match``, ``r1`` (0 = off)."""
+class Config(autoencoder.Config):
+    """The autoencoder's settings, and the weights of the terms beside its own: ``fool``, ``match``, ``r1`` (0: off)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    latent: int = Field(default=32, ge=1)
-    whole: bool = False
-    width: int = Field(default=64, ge=8)
-    change: float = Field(default=1.0, ge=0)
     critic_width: int = Field(default=16, ge=4)
     fool: float = Field(default=0.05, ge=0)
     match: float = Field(default=0.5, ge=0)
