@@ -3,7 +3,9 @@
     python benchmarks/gpu_streams.py [--side 224] [--width 1.0]
 
 Every path that works on this machine is measured in one interleaved run, for 1 to 256 streams stepped together; those
-that do not are named with the reason. Without a GPU it says so and ends with exit code 0, writing nothing.
+that do not are named with the reason. TensorRT steps one stream at a time, from the integer source that the tool
+tensorrt-rtx leaves beside its engine (vidon devices setup tensorrt-rtx). A step ends with its answer on the host, so
+none of the GPU's work is left out of the time. Without a GPU it says so and ends with exit code 0, writing nothing.
 """
 
 import argparse
@@ -18,9 +20,11 @@ import numpy as np
 from benchmarks.common import save
 from deploy.bench import bench_calls
 from deploy.runtimes import RUNTIMES, Options, Streams, available, open_session
+from devices.tools import is_ready, tool_called
 from toolkit.bundle import Bundle
 from toolkit.errors import VidonError
 
+TARGET = "rtx-sm89"
 #: What is tried: artefact, options.
 PATHS: dict[str, tuple[str, dict[str, Any]]] = {
     "torch eager": ("torch-fp32", {"device": "cuda"}),
@@ -28,7 +32,7 @@ PATHS: dict[str, tuple[str, dict[str, Any]]] = {
     "torch CUDA graphs": ("torch-fp32", {"device": "cuda", "form": "graphs"}),
     "ONNX Runtime CUDA": ("onnxruntime-fp32", {"device": "cuda"}),
     "ONNX Runtime TensorRT": ("onnxruntime-fp32", {"device": "tensorrt"}),
-    "TensorRT": ("tensorrt-fp16", {"device": "cuda"}),
+    "TensorRT int8": (f"tensorrt-int8-{TARGET}", {"device": "gpu"}),
 }
 BATCHES = (1, 4, 16, 64, 256)
 FPS = 30
@@ -69,22 +73,25 @@ def main() -> int:
     from benchmarks.runtimes import bundle_of
 
     rng = np.random.default_rng(0)
-    data: dict[str, Any] = {"gpu": name, "side": args.side, "width": args.width}
+    missing: dict[str, dict[str, str]] = {}
+    data: dict[str, Any] = {"gpu": name, "side": args.side, "width": args.width, "missing": missing}
     best: dict[str, tuple[float, int]] = {}
     first: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        bundle = bundle_of("student", args.side, args.width, args.bundles or Path(scratch))
+        targets = (TARGET,) if is_ready(tool_called("tensorrt-rtx")) else ()
+        bundle = bundle_of("student", args.side, args.width, args.bundles or Path(scratch), targets)
         for batch in BATCHES:
             sessions, reasons = opened(bundle, batch)
             frames = rng.standard_normal((batch, 3, args.side, args.side)).astype(np.float32)
             calls = {path: partial(session.step, frames) for path, session in sessions.items()}
             found = bench_calls(calls, 100, 10, f"{batch} streams")
             data[str(batch)] = {path: value.as_dict(samples=True) for path, value in found.items()}
-            data["missing"] = reasons
+            missing[str(batch)] = reasons
             for path, value in found.items():
                 first.setdefault(path, value.p50_ms)
-                # Every stream's frame must be answered before its next one comes, at the 99th percentile.
-                streams = int(batch * (1000 / FPS) / value.p99_ms)
+                # Every stream's frame must be answered before its next one comes, at the 99th percentile: so many
+                # steps fit between two frames, each of a whole batch.
+                streams = batch * int(1000 / FPS / value.p99_ms)
                 best[path] = max(best.get(path, (0.0, 0)), (float(streams), batch))
             for session in sessions.values():
                 session.close()

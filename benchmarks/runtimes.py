@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,8 @@ def build(name: str, side: int, width: float) -> nn.Module:
     return model.eval()
 
 
-def bundle_of(name: str, side: int, width: float, folder: Path) -> Bundle:
-    """The model exported everywhere; one that is already in ``folder`` is taken as it is."""
+def bundle_of(name: str, side: int, width: float, folder: Path, targets: Sequence[str] = ()) -> Bundle:
+    """The model exported everywhere, and for the targets; one that is already in ``folder`` is taken as it is."""
     path = folder / f"{name}-{side}-{width}.vidon"
     if path.exists():
         return open_bundle(path)
@@ -68,6 +68,7 @@ def bundle_of(name: str, side: int, width: float, folder: Path) -> Bundle:
     return export_bundle(
         build(name, side, width), path=path, name=name, labels=tuple("abcde"), preprocess=Preprocess(size=(side, side)),
         rollouts=flows, golden_frames=flows[0], runtimes=RUNTIMES, precisions=("fp32", "int8"), lineage={},
+        targets=targets,
     )  # fmt: skip
 
 

@@ -62,10 +62,10 @@ class _Session(StepSession):
         ort = _library()
         check_form("onnxruntime", options.form, ("bound",))
         device, detail = choose_device(RUNTIME, options)
+        _preload(ort, device)
+        providers = _providers(device, options, artefact.precision)
         with _translated(path):
-            self._session = ort.InferenceSession(
-                str(path), _settings(ort, options, device), providers=_providers(device, options)
-            )
+            self._session = ort.InferenceSession(str(path), _settings(ort, options, device), providers=providers)
         used = self._session.get_providers()[0]
         if used != _PROVIDERS[device]:
             if not options.allow_fallback:
@@ -82,6 +82,9 @@ class _Session(StepSession):
                       detail={"provider": used, "version": ort.__version__, **_nodes(self._session), **detail}),
             options.batch,
         )  # fmt: skip
+        if device != "cpu":
+            with _translated(path):  # kernels are searched at the first run: no frame shall wait for that
+                self._run(np.zeros((options.batch, *contract.input_shape), np.float32))
         self._forget()
 
     def _bind(self, contract: Contract, batch: int) -> None:
@@ -126,6 +129,13 @@ class _Session(StepSession):
         del self._session, self._frame
 
 
+def _preload(ort: Any, device: str) -> None:
+    """Find the CUDA libraries that came as Python packages: the loader does not look there by itself."""
+    if _MEMORY.get(device) == "cuda" and hasattr(ort, "preload_dlls"):  # since 1.21
+        with contextlib.redirect_stdout(None):  # it prints what it does not find; opening the session says it better
+            ort.preload_dlls()
+
+
 def _settings(ort: Any, options: Options, device: str) -> Any:
     """Session options: static batch, threads, where compiled engines are kept."""
     settings = ort.SessionOptions()
@@ -146,11 +156,16 @@ def _settings(ort: Any, options: Options, device: str) -> Any:
     return settings
 
 
-def _providers(device: str, options: Options) -> list[Any]:
-    """The provider with its options; the processor's follows only where falling back was allowed."""
+def _providers(device: str, options: Options, precision: str) -> list[Any]:
+    """The provider with its options; the processor's follows only where falling back was allowed.
+
+    CUDA would compute fp32 in TF32. TensorRT does too, and has no option against it: ``NVIDIA_TF32_OVERRIDE=0`` has.
+    """
     name = _PROVIDERS[device]
     extra: dict[str, str] = {}
-    if device == "tensorrt" and options.cache is not None:
+    if device == "cuda" and precision == "fp32":
+        extra = {"use_tf32": "0"}
+    elif device == "tensorrt" and options.cache is not None:
         extra = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(options.cache),
                  "trt_timing_cache_enable": "1", "trt_timing_cache_path": str(options.cache)}  # fmt: skip
     elif device == "openvino":

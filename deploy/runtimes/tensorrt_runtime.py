@@ -8,6 +8,7 @@ processor: it says that the quantised answers are right, not that a GPU gives th
 import ctypes
 import hashlib
 import importlib
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,8 @@ __all__ = ["RUNTIME"]
 class _Cuda:
     """The few calls of the CUDA runtime that a step needs, from whichever version is installed."""
 
-    _NAMES = ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0")
-
     def __init__(self) -> None:
-        for name in self._NAMES:
+        for name in _cuda_libraries():
             try:
                 self._library = ctypes.CDLL(name)
                 break
@@ -73,9 +72,33 @@ class _Cuda:
         """Give device memory back."""
         self._library.cudaFree(ctypes.c_void_p(pointer))
 
+    def stream(self) -> int:
+        """A stream of its own; in CUDA's default one TensorRT would wait for the device at every step.
+
+        It waits for, and is waited for by, the copies and clearings above, which are queued in the default one.
+        """
+        stream = ctypes.c_void_p()
+        self.check(self._library.cudaStreamCreate(ctypes.byref(stream)), "make a stream")
+        return stream.value or 0
+
+    def end(self, stream: int) -> None:
+        """Give a stream back."""
+        self._library.cudaStreamDestroy(ctypes.c_void_p(stream))
+
     def _copy(self, to: int, source: int, count: int, kind: int) -> None:
         code = self._library.cudaMemcpy(ctypes.c_void_p(to), ctypes.c_void_p(source), ctypes.c_size_t(count), kind)
         self.check(code, "copy")
+
+
+def _cuda_libraries() -> list[str]:
+    """Where libcudart may be: on the loader's path, or in NVIDIA's Python packages, which the loader does not know."""
+    try:
+        found = importlib.util.find_spec("nvidia")
+    except (ImportError, ValueError):
+        found = None
+    roots = [Path(place) for place in (found.submodule_search_locations or ())] if found else []
+    packaged = [str(file) for root in roots for file in sorted(root.glob("*/lib/libcudart.so.*"), reverse=True)]
+    return ["libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", *packaged]
 
 
 def _library() -> Any:
@@ -131,11 +154,14 @@ def _build(trt: Any, source: Path, timings: Path) -> bytes:
     return bytes(engine)
 
 
-def _gpu_name() -> str:
-    found = Path("/proc/driver/nvidia/gpus")
-    cards = sorted(found.glob("*/information")) if found.is_dir() else []
-    tegra = Path("/proc/device-tree/model")
-    return cards[0].read_text() if cards else tegra.read_text() if tegra.is_file() else "?"
+def _gpu_name(root: Path = Path("/")) -> str:
+    """The model alone: the driver's file also tells the interrupt, which changes when the machine starts again."""
+    for card in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
+        for line in card.read_text(errors="replace").splitlines():
+            if line.startswith("Model:"):
+                return line.partition(":")[2].strip()
+    tegra = root / "proc/device-tree/model"
+    return tegra.read_text(errors="replace").rstrip("\0") if tegra.is_file() else "?"
 
 
 class _GpuSession(StepSession):
@@ -145,6 +171,9 @@ class _GpuSession(StepSession):
         trt = _library()
         self._cuda = _Cuda()
         self._context = _engine(trt, folder, artefact).create_execution_context()
+        if self._context is None:
+            raise UnavailableDevice(f"TensorRT has no room on the GPU for {folder / artefact.entry}")
+        self._stream = self._cuda.stream()
         sizes = {state.name: 4 * int(np.prod(state.shape)) for state in contract.states}
         self._frame = self._cuda.allocate(4 * int(np.prod(contract.input_shape)))
         self._logits = self._cuda.allocate(4 * contract.answer_width)
@@ -165,7 +194,7 @@ class _GpuSession(StepSession):
         for state in self.contract.states:
             self._context.set_tensor_address(state.name, self._now[state.name])
             self._context.set_tensor_address(state.output, self._next[state.name])
-        if not self._context.execute_async_v3(0):
+        if not self._context.execute_async_v3(self._stream):
             raise UnavailableDevice("TensorRT could not run the step")
         answer = np.empty((1, self.contract.answer_width), np.float32)
         self._cuda.get(answer, self._logits)
@@ -180,6 +209,7 @@ class _GpuSession(StepSession):
         for pointer in (self._frame, self._logits, *self._now.values(), *self._next.values()):
             self._cuda.free(pointer)
         del self._context
+        self._cuda.end(self._stream)
 
 
 class _TensorRt:

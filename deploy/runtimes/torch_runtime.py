@@ -1,14 +1,17 @@
 """PyTorch itself: runs the exported program (``torch.export``), the float reference on any machine with torch.
 
 Forms: ``eager``; ``compiled`` (``torch.compile``, needs a C++ compiler on the processor); ``graphs``, the whole step
-captured once as a CUDA graph and replayed, so that the step costs one launch.
+captured once as a CUDA graph and replayed, so that the step costs one launch. fp32 means fp32: on a GPU cuDNN would
+round convolutions to TF32 (10 bits of mantissa), and is told not to.
 """
 
+import contextlib
 import logging
 import shutil
+import threading
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,7 @@ class _Session(StepSession):
         torch = _library()
         device, detail = choose_device(RUNTIME, options)
         form = _form(options.form, device)
-        program = _load(torch, path).to(device)
+        program = _load(torch, path, device)
         self._torch, self._device, self._threads = torch, device, options.threads
         self._states: list[Any] = []
         super().__init__(
@@ -52,14 +55,16 @@ class _Session(StepSession):
             self._program = torch.compile(program, dynamic=False)
             self._warm_up()
         elif form == "graphs":
-            self._program = _Captured(torch, program, contract, options.batch)
+            with _full_precision(torch, device):
+                self._program = _Captured(torch, program, contract, options.batch)
 
     def _warm_up(self) -> None:
-        """Compile now, so that the first frame does not wait."""
+        """Compile now, so that no frame waits; the second step meets the states as the first one lays them out."""
         import numpy as np
 
         try:
-            self._run(np.zeros((self.batch, *self.contract.input_shape), np.float32))
+            for _ in range(3):
+                self._run(np.zeros((self.batch, *self.contract.input_shape), np.float32))
         except Exception as error:  # the compiler's own kinds are many
             line = (str(error).splitlines() or [type(error).__name__])[0]
             raise UnavailableDevice(f"torch cannot compile this model here ({line}): use the form eager") from error
@@ -70,15 +75,19 @@ class _Session(StepSession):
         # The number of threads is one setting for the whole process: another session may have changed it.
         if self._threads is not None and torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
-        with torch.inference_mode():
-            frame = torch.from_numpy(frame_BCHW).to(self._device)
+        with torch.inference_mode(), _full_precision(torch, self._device):
+            frame = torch.from_numpy(frame_BCHW)
+            if not isinstance(self._program, _Captured):
+                frame = frame.to(self._device)
             logits, *self._states = self._program(frame, *self._states)
-            answer: Array = logits.cpu().numpy()
+            answer: Array = logits.cpu().numpy()  # waits for the device
         return answer
 
     def _forget(self) -> None:
-        zeros = self.contract.zeros(self.batch).values()
-        self._states = [self._torch.from_numpy(zero).to(self._device) for zero in zeros]
+        torch, zeros = self._torch, self.contract.zeros(self.batch).values()
+        # As a step makes them: a compiled program would be compiled again for ordinary tensors.
+        with torch.inference_mode():
+            self._states = [torch.from_numpy(zero).to(self._device) for zero in zeros]
 
     def _forget_one(self, stream: int) -> None:
         torch = self._torch
@@ -93,33 +102,63 @@ class _Session(StepSession):
         self._states = []
 
 
+def advance(program: Any, frame: Any, states: Sequence[Any]) -> Any:
+    """One step that writes the next states where the old ones stand; the logits are returned."""
+    logits, *following = program(frame, *states)
+    # A next state may be a view of an old one: read all of them before any is overwritten.
+    for state, value in zip(states, [value.clone() for value in following], strict=True):
+        state.copy_(value)
+    return logits
+
+
 class _Captured:
-    """The step as one CUDA graph over fixed buffers; the next states are written where the old ones stood."""
+    """The step as one CUDA graph over fixed buffers: the frame, the states, the logits.
+
+    The frame comes in from pinned memory, so that its copy is queued like the graph itself; only the answer is waited
+    for, which is also what makes the pinned memory free for the next frame.
+    """
+
+    _capturing = threading.Lock()  # torch allows one capture at a time in a process
 
     def __init__(self, torch: Any, program: Any, contract: Contract, batch: int) -> None:
         shapes = [contract.input_shape, *(state.shape for state in contract.states)]
+        self._host = torch.zeros((batch, *contract.input_shape), pin_memory=True)
         self._frame, *self._states = [torch.zeros((batch, *shape), device="cuda") for shape in shapes]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.inference_mode(), torch.cuda.stream(side):
-            for _ in range(3):  # libraries choose their kernels before the capture
-                program(self._frame, *self._states)
-        torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.inference_mode(), torch.cuda.graph(self._graph):
-            self._logits, *following = program(self._frame, *self._states)
-            # A next state may be a view of an old one: read all of them before any is overwritten.
-            for state, value in zip(self._states, [value.clone() for value in following], strict=True):
-                state.copy_(value)
+        side = torch.cuda.Stream()
+        with self._capturing, torch.inference_mode():
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(3):  # libraries choose their kernels and take their workspaces before the capture
+                    advance(program, self._frame, self._states)
+            torch.cuda.current_stream().wait_stream(side)
+            # Other sessions may work in their own threads meanwhile: only this one's calls are forbidden to allocate.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._logits = advance(program, self._frame, self._states)
 
     def __call__(self, frame: Any, *states: Any) -> Any:
-        """One step; states that are not the graph's own (after a reset) are copied in first."""
-        self._frame.copy_(frame)
+        """One step of a frame in ordinary memory; states that are not the graph's own (after a reset) come in first."""
+        self._host.copy_(frame)
+        self._frame.copy_(self._host, non_blocking=True)
         for buffer, state in zip(self._states, states, strict=True):
             if state is not buffer:
                 buffer.copy_(state)
         self._graph.replay()
         return (self._logits, *self._states)
+
+
+@contextlib.contextmanager
+def _full_precision(torch: Any, device: str) -> Iterator[None]:
+    """No TF32 in cuDNN meanwhile; the setting is one for the whole process, which may be training."""
+    if device != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def _form(form: str | None, device: str) -> str:
@@ -131,8 +170,8 @@ def _form(form: str | None, device: str) -> str:
     return chosen
 
 
-def _load(torch: Any, path: Path) -> Any:
-    """The exported program as a callable module."""
+def _load(torch: Any, path: Path, device: str = "cpu") -> Any:
+    """The exported program as a callable module, with the tensors that it makes itself on the device too."""
     if not path.is_file():
         raise BundleError(f"torch cannot read {path}: the file is missing")
     _check_archive(path)
@@ -140,7 +179,12 @@ def _load(torch: Any, path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             logging.getLogger("torch.export").setLevel(logging.ERROR)
-            return torch.export.load(str(path)).module()
+            program = torch.export.load(str(path))
+            if device != "cpu":
+                from torch.export.passes import move_to_device_pass
+
+                program = move_to_device_pass(program, device)
+            return program.module()
     except Exception as error:  # torch.export raises many kinds for a damaged archive
         raise BundleError(f"torch cannot read {path}: {(str(error).splitlines() or ['damaged'])[0]}") from error
 
