@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from deploy.runtimes import litert_runtime
 from deploy.runtimes.base import Availability, Options, StepSession, check_device
+from deploy.runtimes.tflite_file import check_whole
 from deploy.runtimes.tool_session import one_stream
 from deploy.targets import REFERENCE
 from toolkit.bundle import Artefact
@@ -56,6 +57,7 @@ class _Session(StepSession):
         for file in (folder / artefact.entry, path):
             if not file.is_file():
                 raise BundleError(f"ethosu cannot read {file}: the file is missing")
+        check_whole(path, "ethosu")
         try:
             delegates = [module.load_delegate(_delegate_path())] if device == "npu" else []
             interpreter = module.Interpreter(str(path), experimental_delegates=delegates, num_threads=options.threads)

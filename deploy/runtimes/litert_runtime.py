@@ -20,6 +20,7 @@ import numpy as np
 
 from deploy.runtimes.base import Availability, Options, StepSession, check_form, choose_device
 from deploy.runtimes.litert_compiled import CompiledSession, gpu_trouble
+from deploy.runtimes.tflite_file import check_whole
 from toolkit.bundle import Artefact
 from toolkit.contract import Array, Contract, Placement
 from toolkit.errors import BundleError, MissingDependency, UnavailableDevice
@@ -73,6 +74,7 @@ def _interpreter(module: Any, file: Path, options: Options) -> tuple[Any, dict[s
     """
     extra = _delegation(module, options)
     with _translated(file):
+        check_whole(file)
         interpreter = module.Interpreter(model_path=str(file), num_threads=options.threads, **extra)
         interpreter.allocate_tensors()
     placed = _partitions(interpreter, options.delegate)
