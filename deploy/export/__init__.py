@@ -22,6 +22,7 @@ from deploy.export.torch import float_torch
 from deploy.runtimes import RUNTIMES, load
 from deploy.runtimes.litert_runtime import batch_file
 from deploy.targets import COMPILED, targets_for
+from deploy.vela_config import MemorySystem, on_board
 from deploy.verify import check_artefact
 from toolkit.bundle import Artefact, Bundle, Manifest, Precision, create_bundle, open_bundle
 from toolkit.contract import Answer, Array, Contract
@@ -59,13 +60,15 @@ def export_bundle(
     model: Any, *, path: Path, name: str, labels: tuple[str, ...], preprocess: Preprocess, rollouts: list[Array],
     golden_frames: Array, runtimes: Sequence[str], precisions: Sequence[str], lineage: dict[str, Any],
     batches: Sequence[int] = (), targets: Sequence[str] = (), answer: Answer = "one",
+    board: MemorySystem | None = None,
 ) -> Bundle:  # fmt: skip
     """Export, check parity on the golden steps, and write the bundle at ``path`` atomically.
 
     ``model`` is a stream or clip model (``contract()``, ``step`` or ``forward``). ``rollouts`` are calibration streams
     (T, 3, H, W) of the training split; ``golden_frames`` one stream (T, 3, H, W). ``batches`` are numbers of streams
     to be stepped together for which LiteRT, whose files have a fixed batch, gets files of its own. ``targets`` are
-    chips to compile for, by name (:mod:`deploy.targets`). ``answer``: whether a clip has one label or many.
+    chips to compile for, by name (:mod:`deploy.targets`). ``answer``: whether a clip has one label or many. ``board``:
+    the memory system that Vela assumes for the Ethos-U among the targets, instead of Arm's reference.
 
     Raises:
         UserError: nothing that was asked for can be made from this model; op, layer and a way out are named.
@@ -74,6 +77,7 @@ def export_bundle(
     """
     contract: Contract = model.contract().model_copy(update={"answer": answer})
     chips = targets_for(runtimes, targets)
+    chips = chips if board is None else on_board(chips, board)
     asked = targets_of([*runtimes, *(chip.runtime for chip in chips)], precisions, contract.kind)
     wanted, left_out = _possible(model, contract, asked, rollouts)
     golden = golden_of(model, golden_frames)

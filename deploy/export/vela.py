@@ -1,7 +1,7 @@
 """Arm Ethos-U: the int8 LiteRT file through Vela, with its cycle and memory estimates; the int8 file stays beside it.
 
 What is kept: ``model_vela.tflite`` for the device, ``reference.tflite`` (what Vela was given: the answers to compare
-with), ``estimate.json``.
+with), ``estimate.json``, and a board's own ``vela.ini`` if there was one.
 """
 
 import shutil
@@ -12,9 +12,10 @@ from deploy.targets import REFERENCE, Target
 from devices.tools import Worker, python_of, tool_called
 from toolkit.errors import ToolError
 
-__all__ = ["ENTRY", "compile_vela"]
+__all__ = ["BOARD", "ENTRY", "compile_vela"]
 
 ENTRY = "model_vela.tflite"
+BOARD = "vela.ini"
 
 
 def compile_vela(source: Path, target: Target, folder: Path) -> Estimate:
@@ -35,5 +36,7 @@ def compile_vela(source: Path, target: Target, folder: Path) -> Estimate:
     except (KeyError, ValueError) as error:
         raise ToolError(f"ethos-u: the tables of Vela {version} are not those that vidon reads ({error})") from error
     shutil.copyfile(source, folder / REFERENCE)
+    if Path(target.settings["config"]).is_absolute():
+        shutil.copyfile(target.settings["config"], folder / BOARD)
     (folder / FILE).write_text(estimate.model_dump_json(indent=2) + "\n")
     return estimate

@@ -15,13 +15,16 @@ from deploy.export.feedback import feedback_litert, state_quantisation
 from deploy.export.litert import int8_litert
 from deploy.export.ranges import groups_of, shared_ranges, unequal_states
 from deploy.export.step import feeds_of, flat_step, hushed
+from deploy.export.vela import BOARD as VELA_INI
 from deploy.export.vela import ENTRY, compile_vela
 from deploy.runtimes import Options, available, load
 from deploy.runtimes.ethosu_runtime import RUNTIME
 from deploy.targets import REFERENCE, TARGETS
+from deploy.vela_config import memory_system, on_board
 from deploy.verify import compare, replay
 from tests.deploy.conftest import streams
 from tests.deploy.tools import needs
+from tests.toolkit.test_cli import refused
 from toolkit.bundle import Artefact, Bundle
 from toolkit.errors import BundleError, ParityError, ToolError, UnavailableDevice, UserError
 from train.models.student import StreamStudent
@@ -226,6 +229,88 @@ def test_float_inputs_would_leave_operators_to_the_processor(
         int8_litert(bundle.root / "models/litert-fp32/model.tflite", feeds, tmp_path / "float-io.tflite")
     estimate = compile_vela(tmp_path / "float-io.tflite", TARGETS["u55-128"], tmp_path / "out")
     assert any(name.startswith("Quantize") for name in estimate.left_on_cpu)
+
+
+# Half the flash bandwidth of Arm's reference system, twice its latency; a second one shows the choice.
+BOARD = """
+[System_Config.My_Board]
+core_clock=500e6
+axi0_port=Sram
+axi1_port=OffChipFlash
+Sram_clock_scale=1.0
+Sram_burst_length=32
+Sram_read_latency=32
+Sram_write_latency=32
+Sram_max_reads=4
+Sram_max_writes=4
+OffChipFlash_clock_scale=0.0625
+OffChipFlash_burst_length=128
+OffChipFlash_read_latency=128
+OffChipFlash_max_reads=2
+
+[System_Config.My_Slow_Board]
+inherit=System_Config.My_Board
+core_clock=250e6
+
+[Memory_Mode.My_Sram]
+const_mem_area=Axi1
+arena_mem_area=Axi0
+cache_mem_area=Axi0
+"""
+
+
+@needs("ethos-u")
+def test_a_boards_own_memory_system_changes_what_vela_estimates(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "board.ini"
+    file.write_text(BOARD)
+    found = {}
+    for name in ("My_Board", "My_Slow_Board"):
+        (target,) = on_board([TARGETS["u55-128"]], memory_system(file, name))
+        found[name] = compile_vela(folder / REFERENCE, target, tmp_path / name)
+        assert found[name].system == f"{name}, My_Sram"
+        assert (tmp_path / name / VELA_INI).read_text() == BOARD
+    usual = compile_vela(folder / REFERENCE, TARGETS["u55-128"], tmp_path / "usual")
+    assert not (tmp_path / "usual" / VELA_INI).exists()
+    assert (found["My_Board"].clock_mhz, found["My_Slow_Board"].clock_mhz) == (500, 250)
+    # Slower flash is another schedule, not simply a slower one: Vela then keeps more weights in SRAM.
+    assert found["My_Board"].cycles != usual.cycles
+    assert found["My_Board"].layers != usual.layers
+    assert found["My_Slow_Board"].inference_ms > 1.9 * found["My_Board"].inference_ms  # type: ignore[operator]
+
+
+def test_a_memory_system_that_is_not_in_the_file_names_those_that_are(tmp_path: Path) -> None:
+    file = tmp_path / "board.ini"
+    file.write_text(BOARD)
+    assert memory_system(file, "My_Board") == memory_system(file, "My_Board", "My_Sram")
+    for arguments, message in (
+        ((file,), "several System_Config sections: choose with --system-config from My_Board, My_Slow_Board"),
+        ((file, "MyBoard"), r"no section \[System_Config.MyBoard\] \(did you mean 'My_Board'\?\); it has: My_Board, "),
+        ((file, "My_Board", "Sram"), r"no section \[Memory_Mode.Sram\].*it has: My_Sram"),
+        ((tmp_path / "none.ini",), "give the path of an .ini file that exists"),
+        ((Path(__file__),), "give the path of an .ini file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            memory_system(*arguments)
+    file.write_text("[Memory_Mode.Sram]\n")
+    with pytest.raises(UserError, match=r"has no section \[System_Config.NAME\]"):
+        memory_system(file)
+    file.write_text("core_clock = 1\n")
+    with pytest.raises(UserError, match=r"board.ini cannot be read: "):
+        memory_system(file)
+
+
+def test_a_vela_configuration_wants_an_ethos_u_among_the_targets(tmp_path: Path) -> None:
+    file = tmp_path / "board.ini"
+    file.write_text(BOARD)
+    with pytest.raises(UserError, match="for Ethos-U targets: name one, for example  --target u55-128"):
+        on_board([TARGETS["rk3588"]], memory_system(file, "My_Board"))
+    both = on_board([TARGETS["rk3588"], TARGETS["u65-256"]], memory_system(file, "My_Board"))
+    assert both[0] == TARGETS["rk3588"]
+    assert both[1].settings["accelerator"] == "ethos-u65-256"
+    assert both[1].settings["config"] == str(file)
+    missing = refused("export", tmp_path, "--target", "u55-128", "--vela-config", tmp_path / "no.ini")
+    assert "give the path of an .ini file that exists" in missing
+    assert "give it with --vela-config" in refused("quantize", tmp_path, "--system-config", "My_Board")
 
 
 @needs("ethos-u")

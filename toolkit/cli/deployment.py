@@ -12,11 +12,14 @@ from toolkit.cli.options import (
     Fold,
     Format,
     Json,
+    MemoryMode,
     RecipeFile,
     RuntimeNames,
     Set,
+    SystemConfig,
     Targets,
     Threads,
+    VelaConfig,
     Videos,
     names,
     recipe_of,
@@ -24,6 +27,7 @@ from toolkit.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from deploy.vela_config import MemorySystem
     from toolkit.bundle import Bundle
 
 __all__: list[str] = []
@@ -36,18 +40,30 @@ Keys = Annotated[
     list[str] | None, typer.Option("--artefact", "-a", help="<runtime>-<precision>, may be given more than once.")
 ]
 All = Annotated[bool, typer.Option("--all", help="Every artefact whose runtime works here.")]
+#: Vela's file, and the names of its two sections.
+Board = tuple[Path | None, str | None, str | None]
+
+
+def _memory_system(config: Path | None, system: str | None, memory: str | None) -> "MemorySystem | None":
+    from deploy.vela_config import memory_system
+    from toolkit.errors import UserError
+
+    if config is None and (system or memory):
+        raise UserError("--system-config and --memory-mode name sections of a file: give it with --vela-config")
+    return None if config is None else memory_system(config, system, memory)
 
 
 def _export(recipe: Path | None, model: Path, out: Path, overrides: list[str] | None, runtimes: str | None,
-            precisions: tuple[str, ...], as_json: bool, target: str | None,
+            precisions: tuple[str, ...], as_json: bool, target: str | None, board: Board,
             batches: tuple[int, ...] = ()) -> None:  # fmt: skip
     from toolkit.cli.road import export_model
 
     settings = recipe_of(recipe, overrides)
+    system = _memory_system(*board)
     chips = names(target, ())
     # A chip asked for by name decides its runtime: the recipe's processor runtimes then come only if named too.
     chosen = names(runtimes, () if chips else settings.quantize.runtimes)
-    bundle = export_model(settings, model, out, chosen, precisions, chips, batches)
+    bundle = export_model(settings, model, out, chosen, precisions, chips, batches, system)
     rows = {artefact.key: artefact.metrics for artefact in bundle.manifest.artefacts}
     say(as_json, {"bundle": str(out), "artefacts": rows}, f"{out}: {', '.join(rows)}")
 
@@ -59,25 +75,28 @@ def export(
     batch: Annotated[
         list[int] | None, typer.Option(min=2, help="A LiteRT file for this many streams besides; may be repeated.")
     ] = None,
-    set_: Set = None, target: Targets = None, as_json: Json = False,
+    set_: Set = None, target: Targets = None, vela_config: VelaConfig = None, system_config: SystemConfig = None,
+    memory_mode: MemoryMode = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Export a trained model to a bundle; every file is checked against torch first.
 
     Example: **vidon export runs/pruned recipe.toml --out door.vidon --runtimes onnxruntime,litert --target u55-128**
     """
-    _export(recipe, model, out, set_, runtimes, names(precisions, ()), as_json, target, tuple(batch or ()))
+    _export(recipe, model, out, set_, runtimes, names(precisions, ()), as_json, target,
+            (vela_config, system_config, memory_mode), tuple(batch or ()))  # fmt: skip
 
 
 @app.command()
 def quantize(
     model: ModelPath, recipe: RecipeFile = None, out: BundleOut = Path("model.vidon"), runtimes: RuntimeNames = None,
-    set_: Set = None, target: Targets = None, as_json: Json = False,
+    set_: Set = None, target: Targets = None, vela_config: VelaConfig = None, system_config: SystemConfig = None,
+    memory_mode: MemoryMode = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Export in int8, calibrated on streams of the training clips with min-max ranges.
 
     Example: **vidon quantize runs/pruned recipe.toml --out door.vidon --set quantize.rollouts=32**
     """
-    _export(recipe, model, out, set_, runtimes, ("int8",), as_json, target)
+    _export(recipe, model, out, set_, runtimes, ("int8",), as_json, target, (vela_config, system_config, memory_mode))
 
 
 @app.command()

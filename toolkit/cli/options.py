@@ -14,13 +14,16 @@ __all__ = [
     "Fold",
     "Format",
     "Json",
+    "MemoryMode",
     "Out",
     "Processes",
     "RecipeFile",
     "RuntimeNames",
     "Set",
+    "SystemConfig",
     "Targets",
     "Threads",
+    "VelaConfig",
     "Videos",
     "names",
     "recipe_of",
@@ -53,6 +56,15 @@ RuntimeNames = Annotated[
 Targets = Annotated[
     str | None,
     typer.Option("--target", help="Comma-separated chips to compile for in int8, for example u55-128,rk3588,sm8650."),
+]
+VelaConfig = Annotated[
+    Path | None, typer.Option("--vela-config", help="Ethos-U: your board's .ini for Vela, instead of Arm's reference.")
+]
+SystemConfig = Annotated[
+    str | None, typer.Option("--system-config", help="Its section [System_Config.NAME], if there are several.")
+]
+MemoryMode = Annotated[
+    str | None, typer.Option("--memory-mode", help="Its section [Memory_Mode.NAME], if there are several.")
 ]
 
 

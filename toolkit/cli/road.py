@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from deploy.detect import BoxEvaluation
     from deploy.evaluate import Evaluation
     from deploy.evaluate_many import ManyEvaluation
+    from deploy.vela_config import MemorySystem
     from train.models.store import Loaded
 
 __all__ = ["bench_bundle", "compress", "evaluate_boxes", "evaluate_bundle", "export_model", "keep_best", "latencies_of"]
@@ -29,10 +30,12 @@ def export_model(
     precisions: Sequence[str] | None = None,
     targets: Sequence[str] = (),
     batches: Sequence[int] = (),
+    board: "MemorySystem | None" = None,
 ) -> Bundle:
     """Export a trained model folder into a bundle, calibrated on training streams, checked on validation streams.
 
-    ``batches`` are numbers of streams for which LiteRT gets files of its own.
+    ``batches`` are numbers of streams for which LiteRT gets files of its own; ``board`` is the memory system of the
+    Ethos-U among the targets.
     """
     from deploy.export import export_bundle
     from toolkit.files import writable_dir
@@ -47,7 +50,7 @@ def export_model(
         loaded.model, path=out, name=recipe.name, labels=loaded.card.labels, preprocess=loaded.card.preprocess,
         rollouts=rollouts, golden_frames=golden, runtimes=recipe.quantize.runtimes if runtimes is None else runtimes,
         precisions=precisions or recipe.quantize.precisions, lineage=_lineage(recipe, loaded), targets=targets,
-        batches=batches, answer="many" if loaded.card.lineage.get("multi_label") else "one",
+        batches=batches, board=board, answer="many" if loaded.card.lineage.get("multi_label") else "one",
     )  # fmt: skip
 
 
