@@ -18,7 +18,7 @@ from toolkit.bundle import Artefact, Bundle, Golden
 from toolkit.contract import Answer, Array, Contract, Session
 from toolkit.errors import ParityError
 
-__all__ = ["VerifyResult", "check_artefact", "compare", "replay", "verify"]
+__all__ = ["VerifyResult", "check_artefact", "compare", "judge", "objection", "replay", "verify"]
 
 FLOAT_TOLERANCE = 1e-4
 INT8_DECIBELS = 6.0
@@ -85,7 +85,7 @@ def check_artefact(folder: Path, artefact: Artefact, contract: Contract, golden:
     Raises:
         ParityError: names the artefact and the difference.
     """
-    inner = load(artefact.runtime).open(folder, artefact, contract, Options(device=_judge(artefact)))
+    inner = load(artefact.runtime).open(folder, artefact, contract, Options(device=judge(artefact)))
     session: Session = WindowSession(inner) if contract.kind == "clip" else inner
     try:
         got = replay(session, golden.frames)
@@ -94,19 +94,25 @@ def check_artefact(folder: Path, artefact: Artefact, contract: Contract, golden:
     result = compare(artefact.key, got, golden.logits, contract)
     if not np.isfinite(got).all():
         raise ParityError(f"{artefact.key}: the answers are not finite; export again, in fp32 if it is int8")
-    if artefact.precision == "fp32" and result.max_diff > FLOAT_TOLERANCE:
-        raise ParityError(
-            f"{artefact.key}: differs from the float model by {result.max_diff:.1e} (allowed {FLOAT_TOLERANCE:.0e})"
-        )
-    if artefact.precision == "int8" and (result.decibels < INT8_DECIBELS or result.agreement < INT8_AGREEMENT):
-        raise ParityError(
-            f"{artefact.key}: int8 differs too much from the float model ({result.decibels:.1f} dB, agreement "
-            f"{result.agreement:.0%}; wanted {INT8_DECIBELS:.0f} dB, {INT8_AGREEMENT:.0%}): calibrate on more rollouts"
-        )
+    complaint = objection(artefact, result)
+    if complaint is not None:
+        raise ParityError(f"{artefact.key}: {complaint}")
     return result
 
 
-def _judge(artefact: Artefact) -> str:
+def objection(artefact: Artefact, result: VerifyResult) -> str | None:
+    """What is wrong with answers that are too far from the float model's, or None."""
+    if artefact.precision == "fp32" and result.max_diff > FLOAT_TOLERANCE:
+        return f"differs from the float model by {result.max_diff:.1e} (allowed {FLOAT_TOLERANCE:.0e})"
+    if artefact.precision == "int8" and (result.decibels < INT8_DECIBELS or result.agreement < INT8_AGREEMENT):
+        return (
+            f"int8 differs too much from the float model ({result.decibels:.1f} dB, agreement {result.agreement:.0%}; "
+            f"wanted {INT8_DECIBELS:.0f} dB, {INT8_AGREEMENT:.0%}): calibrate on more rollouts"
+        )
+    return None
+
+
+def judge(artefact: Artefact) -> str:
     """The device that answers: the processor, else the NPU itself, else what stands in for it here."""
     devices = available(artefact.runtime).devices
     return "cpu" if "cpu" in devices or not devices else devices[0]

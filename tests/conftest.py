@@ -1,15 +1,26 @@
-"""Fixtures shared by every folder: one tiny student, exported once to every runtime and precision."""
+"""Fixtures shared by every folder: one tiny student, exported once to every runtime and precision.
+
+On a board without torch the bundle comes from a folder prepared elsewhere (tests.deploy.prepared).
+"""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from deploy.export import export_bundle
 from devices.home import home as vidon_home
-from tests.deploy.conftest import PRECISIONS, RUNTIME_NAMES, SIDE, lively_student, streams
+from tests.deploy.conftest import lively_student
+from tests.deploy.prepared import Rollouts, open_prepared, tiny_bundle
 from toolkit.bundle import Bundle
-from toolkit.preprocess import Preprocess
-from train.models.student import StreamStudent
+
+if TYPE_CHECKING:
+    from train.models.student import StreamStudent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options for running the conformance suite on a board."""
+    parser.addoption("--prepared", type=Path, help="Folder of  python -P -m tests.deploy.prepared FOLDER: no torch.")
+    parser.addoption("--adapters", help="Comma-separated runtimes: only their cases of the conformance suite.")
 
 
 @pytest.fixture(autouse=True)
@@ -24,15 +35,26 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture(scope="session")
-def student() -> StreamStudent:
+def prepared(request: pytest.FixtureRequest) -> Path | None:
+    """The folder given with ``--prepared``."""
+    folder: Path | None = request.config.getoption("--prepared")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def student() -> "StreamStudent":
     return lively_student()
 
 
 @pytest.fixture(scope="session")
-def bundle(student: StreamStudent, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(prepared: Path | None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Every runtime and precision of the tiny student."""
-    path: Path = tmp_path_factory.mktemp("bundle") / "tiny.vidon"
-    return export_bundle(
-        student, path=path, name="tiny", labels=("a", "b", "c", "d"), preprocess=Preprocess(size=(SIDE, SIDE)),
-        rollouts=streams(6), golden_frames=streams(7)[6], runtimes=RUNTIME_NAMES, precisions=PRECISIONS, lineage={},
-    )  # fmt: skip
+    if prepared is not None:
+        return open_prepared(prepared)[0]
+    return tiny_bundle(request.getfixturevalue("student"), tmp_path_factory.mktemp("bundle") / "tiny.vidon")
+
+
+@pytest.fixture(scope="session")
+def rollouts(prepared: Path | None, request: pytest.FixtureRequest) -> Rollouts:
+    """What torch answers."""
+    return open_prepared(prepared)[1] if prepared is not None else Rollouts.of(request.getfixturevalue("student"))

@@ -1,5 +1,9 @@
-"""What every runtime must do, in every precision: one suite, run over all adapters."""
+"""What every runtime must do, in every precision: one suite, run over all adapters.
 
+It needs numpy and the runtimes only, and so runs on a board as well (tests.deploy.prepared says how).
+"""
+
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -9,15 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from deploy.runtimes import Options, Streams, available, load, open_session
+from deploy.runtimes import Options, Streams, available, load, open_session, pick
 from deploy.verify import compare, replay
 from tests.deploy.conftest import KEYS, streams
+from tests.deploy.prepared import LONG, Rollouts
 from toolkit.bundle import Bundle
 from toolkit.errors import BundleError, MissingDependency, UnavailableDevice, UserError
-from train.models.student import StreamStudent
 
+#: tflite-runtime, the older of the two packages, has the interpreter alone.
+HAS_COMPILED = importlib.util.find_spec("ai_edge_litert") is not None
 LIBRARIES = {
     "torch": ("torch",), "onnxruntime": ("onnxruntime",), "openvino": ("openvino",),
     "litert": ("ai_edge_litert.interpreter", "tflite_runtime.interpreter"),
@@ -40,11 +45,14 @@ def assert_close_enough(key: str, got: np.ndarray, want: np.ndarray) -> None:
     assert result.max_diff < 1e-5 if key.endswith("fp32") else result.decibels > 25, result.summary
 
 
-def test_the_stream_equals_the_clip_form_in_torch(student: StreamStudent, session: Streams, key: str) -> None:
-    frames = streams(9)[8]
-    with torch.no_grad():
-        clip = student(torch.from_numpy(frames)[None])[0].numpy()
-    result = compare(key, replay(session, frames), clip)
+def test_the_golden_steps_are_answered_as_the_float_model_did(bundle: Bundle, session: Streams, key: str) -> None:
+    golden = bundle.golden()
+    result = compare(key, replay(session, golden.frames), golden.logits)
+    assert result.max_diff < 1e-4 if key.endswith("fp32") else result.decibels > 15, result.summary
+
+
+def test_the_stream_equals_the_clip_form_in_torch(rollouts: Rollouts, session: Streams, key: str) -> None:
+    result = compare(key, replay(session, streams(9)[8]), rollouts.short)
     if key.endswith("fp32"):
         assert result.max_diff < 1e-4, result.summary
     else:
@@ -78,13 +86,10 @@ def test_two_interleaved_sessions_do_not_mix(bundle: Bundle, key: str) -> None:
     np.testing.assert_array_equal(np.concatenate([y for _, y in mixed]), alone[1])
 
 
-def test_a_thousand_steps_do_not_drift(student: StreamStudent, session: Streams, key: str) -> None:
-    frames = np.concatenate([streams(4)[index % 4] for index in range(84)])[:1000]
-    with torch.no_grad():
-        want = student(torch.from_numpy(frames[-40:])[None])[0].numpy()
-    got = replay(session, frames)
+def test_a_thousand_steps_do_not_drift(rollouts: Rollouts, session: Streams, key: str) -> None:
+    got = replay(session, LONG)
     # The student's memory is finite: its last answers depend on the last frames only.
-    result = compare(key, got[-20:], want[-20:])
+    result = compare(key, got[-20:], rollouts.long[-20:])
     assert result.max_diff < (1e-3 if key.endswith("fp32") else 0.5), result.summary
 
 
@@ -145,12 +150,28 @@ def test_a_damaged_file_is_one_clear_line(bundle: Bundle, key: str, damage: str,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.adapter("litert")
+@pytest.mark.parametrize("key", ["litert-fp32", "litert-int8"])
+def test_a_file_that_is_cut_off_anywhere_is_refused_and_crashes_nothing(
+    bundle: Bundle, key: str, tmp_path: Path
+) -> None:
+    artefact = bundle.artefact(key)
+    whole = (bundle.root / artefact.folder / artefact.entry).read_bytes()
+    cuts = [0, 4, 8, 20, 200, 1000, *(len(whole) * share // 16 for share in range(1, 16)), len(whole) - 64]
+    for cut in cuts:
+        (tmp_path / artefact.entry).write_bytes(whole[:cut])
+        with pytest.raises(BundleError, match=r"litert cannot read .*copy the bundle again"):
+            load("litert").open(tmp_path, artefact, bundle.manifest.contract, Options())
+    (tmp_path / artefact.entry).write_bytes(whole)
+    load("litert").open(tmp_path, artefact, bundle.manifest.contract, Options()).close()
+
+
 def test_an_unknown_device_names_those_there_are(bundle: Bundle, key: str) -> None:
     with pytest.raises(UnavailableDevice, match=r"no device 'npu9' here.*cpu"):
         open_session(bundle, key, device="npu9")
 
 
-@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.adapter(name)) for name in LIBRARIES])
 def test_a_missing_library_names_the_extra(bundle: Bundle, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for library in LIBRARIES[name]:
         monkeypatch.setitem(sys.modules, library, None)
@@ -185,6 +206,7 @@ def test_memory_does_not_grow_over_ten_thousand_steps(bundle: Bundle, key: str) 
     assert resident_mib() - before < 8
 
 
+@pytest.mark.adapter("torch")
 def test_memory_does_not_grow_with_torch_either(bundle: Bundle) -> None:
     session, frame = open_session(bundle, "torch-fp32", threads=1), streams(1)[0][:1]
     for _ in range(300):
@@ -266,7 +288,9 @@ def test_options_without_sense_are_refused(values: dict[str, object]) -> None:
         Options(**values)  # type: ignore[arg-type]
 
 
-FORMS = [("litert-fp32", "compiled"), ("openvino-fp32", "stateful"), ("openvino-int8", "stateful")]
+NO_COMPILED = pytest.mark.skipif(not HAS_COMPILED, reason="tflite-runtime has no compiled form")
+FORMS = [pytest.param("litert-fp32", "compiled", marks=NO_COMPILED), ("openvino-fp32", "stateful"),
+         ("openvino-int8", "stateful")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("key", "form"), FORMS)
@@ -285,18 +309,28 @@ def test_other_forms_answer_alike_and_forget_alike(bundle: Bundle, key: str, for
         other.step(first[:1])
 
 
+@pytest.mark.adapter("litert")
+@pytest.mark.skipif(HAS_COMPILED, reason="this LiteRT has the compiled form")
+def test_a_form_that_this_version_lacks_is_one_clear_line(bundle: Bundle) -> None:
+    with pytest.raises(UnavailableDevice, match="has no compiled form; run  pip install --upgrade ai-edge-litert"):
+        open_session(bundle, "litert-fp32", options=Options(form="compiled"))
+
+
 @pytest.mark.slow
+@pytest.mark.adapter("torch")
 def test_the_compiled_form_of_torch_answers_alike(bundle: Bundle) -> None:
     plain = open_session(bundle, "torch-fp32", threads=1)
     compiled = open_session(bundle, "torch-fp32", options=Options(threads=1, form="compiled"))
     assert_close_enough("torch-fp32", replay(compiled, streams(1)[0]), replay(plain, streams(1)[0]))
 
 
+@pytest.mark.adapter("torch")
 def test_cuda_graphs_without_a_gpu_are_refused(bundle: Bundle) -> None:
     with pytest.raises(UnavailableDevice, match="CUDA graphs run on the device cuda, not on cpu"):
         open_session(bundle, "torch-fp32", options=Options(form="graphs"))
 
 
+@pytest.mark.adapter("openvino")
 def test_openvino_keeps_compiled_models_in_the_cache(bundle: Bundle, tmp_path: Path) -> None:
     frames = streams(1)[0]
     want = replay(open_session(bundle, "openvino-fp32", threads=1), frames)
@@ -308,6 +342,7 @@ def test_openvino_keeps_compiled_models_in_the_cache(bundle: Bundle, tmp_path: P
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.blob")} == blobs
 
 
+@pytest.mark.adapter("openvino")
 def test_the_auto_device_says_where_it_runs(bundle: Bundle) -> None:
     session = open_session(bundle, "openvino-fp32", device="auto", threads=1)
     frames = streams(1)[0]
@@ -337,6 +372,7 @@ void tflite_plugin_destroy_delegate(D* delegate) { free(delegate); }
 """
 
 
+@pytest.mark.adapter("litert")
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="the delegate is compiled from C")
 def test_a_delegate_that_takes_nothing_is_no_silent_fallback(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "idle.c").write_text(IDLE_DELEGATE)
@@ -350,6 +386,7 @@ def test_a_delegate_that_takes_nothing_is_no_silent_fallback(bundle: Bundle, tmp
     np.testing.assert_array_equal(replay(session, frames), replay(open_session(bundle, "litert-fp32"), frames))
 
 
+@pytest.mark.adapter("litert")
 def test_a_delegate_that_does_not_load_is_one_clear_line(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "no.so").write_text("no library")
     with pytest.raises(UnavailableDevice, match=r"cannot load the delegate .*no\.so"):
@@ -358,16 +395,28 @@ def test_a_delegate_that_does_not_load_is_one_clear_line(bundle: Bundle, tmp_pat
         open_session(bundle, "litert-fp32", options=Options(delegate=tmp_path / "none.so"))
 
 
+@pytest.mark.adapter("litert")
 def test_litert_names_what_its_delegate_left(bundle: Bundle) -> None:
     detail = open_session(bundle, "litert-fp32").placement().detail
-    assert detail["delegated"] == "1 parts"
-    assert detail["left"] == "none"
+    assert (detail["delegated"], detail["left"]) == (("1 parts", "none") if HAS_COMPILED else ("2 parts", "SUM"))
 
 
+@pytest.mark.adapter("litert")
+@pytest.mark.skipif(HAS_COMPILED, reason="this LiteRT's XNNPACK takes int8")
+def test_tflite_runtimes_int8_is_left_to_slow_kernels_and_not_chosen(bundle: Bundle) -> None:
+    left = open_session(bundle, "litert-int8").placement().detail["left"].split(", ")
+    assert left.count("CONV_2D") > 10
+    assert available("litert").slow == ("int8",)
+    int8_first = bundle.manifest.model_copy(update={"best": "litert-int8"})
+    assert pick(Bundle(bundle.root, int8_first), None).key == "litert-fp32"
+
+
+@pytest.mark.adapter("onnxruntime")
 def test_onnxruntime_counts_the_nodes_of_each_provider(bundle: Bundle) -> None:
     assert open_session(bundle, "onnxruntime-fp32").placement().detail["nodes"].startswith("CPUExecutionProvider ")
 
 
+@pytest.mark.adapter("torch")
 def test_pickled_data_in_a_torch_archive_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     import zipfile
 
@@ -379,6 +428,7 @@ def test_pickled_data_in_a_torch_archive_is_refused(bundle: Bundle, tmp_path: Pa
         load("torch").open(tmp_path / "m", artefact, bundle.manifest.contract, Options())
 
 
+@pytest.mark.adapter("litert")
 def test_states_that_only_move_on_are_copied_oldest_first() -> None:
     from deploy.runtimes.litert_runtime import _in_order
 

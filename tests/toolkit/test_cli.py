@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "pretrain", "finetune", "distill", "probe", "prune", "compress", "score", "embed", "search", "export", "quantize",
     "evaluate", "bench", "verify", "sign", "camera", "report", "demo", "data check", "data shard", "train recipes",
-    "train recipe", "train plan", "devices", "devices doctor", "devices setup",
+    "train recipe", "train plan", "devices", "devices conformance", "devices doctor", "devices setup",
 )  # fmt: skip
 TINY = """
 name = "tiny"

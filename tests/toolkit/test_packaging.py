@@ -6,6 +6,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,8 +118,13 @@ assert "torch" not in sys.modules
     assert "pip install 'vidon[onnxruntime]'" in verify.stderr
 
 
-def _assert_works_on_a_board(python: Path, bundle: Bundle, keys: tuple[str, ...], folder: Path) -> None:
-    """Verify, evaluate and play the camera with one runtime and without torch."""
+def _assert_works_on_a_board(
+    python: Path, bundle: Bundle, keys: tuple[str, ...], folder: Path
+) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Verify, examine, evaluate and play the camera with one runtime and without torch.
+
+    Returns what was verified, what was examined (artefact -> rule -> detail), and which artefact was played.
+    """
 
     def run(*arguments: str) -> str:
         done = subprocess.run(
@@ -136,9 +142,13 @@ def _assert_works_on_a_board(python: Path, bundle: Bundle, keys: tuple[str, ...]
     assert "pip install 'vidon[torch]'" in checked["torch-fp32"]["not_checked"]
     rows = json.loads(run("evaluate", str(bundle.root), "--data", str(data), "--all", "--json"))
     assert {key: row["clips"] for key, row in rows.items()} == dict.fromkeys(keys, 2)
+    examined = json.loads(run("devices", "conformance", str(bundle.root), "--steps", "400", "--json"))
+    assert {key: row["ok"] for key, row in examined.items()} == dict.fromkeys(keys, True)
     played = run("camera", str(bundle.root), "--source", str(video), "--out", "seen.mp4", "--json")
     assert json.loads(played)["artefact"] in keys
     assert (folder / "seen.mp4").stat().st_size > 0
+    details = {key: {rule["rule"]: rule["detail"] for rule in row["rules"]} for key, row in examined.items()}
+    return checked, details, json.loads(played)["artefact"]
 
 
 def test_a_board_with_one_runtime_verifies_evaluates_and_plays(wheel: Path, bundle: Bundle, tmp_path: Path) -> None:
@@ -150,17 +160,12 @@ def test_a_board_with_one_runtime_verifies_evaluates_and_plays(wheel: Path, bund
 def test_an_old_board_plays_through_tflite_runtime(wheel: Path, bundle: Bundle, tmp_path: Path) -> None:
     old = ("opencv-python-headless<4.11",)  # the last that takes numpy 1
     python = _environment(wheel.parent / "old", f"{wheel}[tflite]", *old, constrained=False)
-    _assert_works_on_a_board(python, bundle, ("litert-fp32", "litert-int8"), tmp_path)
-    script = ROOT / "tests" / "deploy" / "board.py"
-    command = [str(python), "-P", str(script), str(bundle.root)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=250)
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["library"] == "tflite_runtime"
-    assert told["default"] == "litert-fp32"  # its int8 kernels are slow
-    fp32, int8 = told["targets"]["litert-fp32"], told["targets"]["litert-int8"]
+    checked, details, default = _assert_works_on_a_board(python, bundle, ("litert-fp32", "litert-int8"), tmp_path)
+    assert default == "litert-fp32"  # its int8 kernels are slow
+    fp32, int8 = checked["litert-fp32"], checked["litert-int8"]
     assert fp32["max_diff"] < 1e-4
     assert (int8["decibels"] > 15, int8["agreement"] >= 0.9) == (True, True)
-    for row in (fp32, int8):
-        assert (row["reset"], row["batch"]) == (0.0, 0.0)
-        assert row["drift"] < 1e-4
+    for row in details.values():
+        assert "library tflite_runtime" in row["it ran where it was asked to"]
+        for rule in ("reset makes a session forget", "a batch equals single streams", "no drift"):
+            assert row[rule].startswith("difference 0.0e+00"), row[rule]

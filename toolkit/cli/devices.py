@@ -1,11 +1,12 @@
 """Commands about this machine and the targets: what it has, what works, what would make the rest work."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from toolkit.cli import app
-from toolkit.cli.options import Json, say
+from toolkit.cli.options import Json, Threads, say
 
 __all__ = ["devices_app"]
 
@@ -47,6 +48,32 @@ def doctor(as_json: Json = False) -> None:
 
     findings = diagnose()
     say(as_json, {"findings": [finding.as_dict() for finding in findings]}, prescription(findings))
+
+
+@devices_app.command()
+def conformance(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder or zip.", metavar="BUNDLE")],
+    artefact: Annotated[
+        list[str] | None, typer.Option("--artefact", "-a", help="<runtime>-<precision>; default: all that work here.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="Device (default: the runtime's usual one).")] = None,
+    threads: Threads = None,
+    steps: Annotated[int, typer.Option(min=100, help="Steps over which memory must not grow.")] = 10_000,
+    as_json: Json = False,
+) -> None:
+    """Whether this device does with your bundle all that it must: parity, reset, batches, bad input, drift, memory.
+
+    Needs no torch. Exit code 2 if a rule is broken.
+
+    Example: **vidon devices conformance door.vidon --artefact litert-int8 --json**
+    """
+    from deploy.conformance import conformance as examine
+    from toolkit.bundle import open_bundle
+
+    found = examine(open_bundle(bundle), artefact, device, threads, steps)
+    say(as_json, {result.artefact: result.as_dict() for result in found}, "\n".join(each.text for each in found))
+    if not all(result.ok for result in found):
+        raise typer.Exit(2)
 
 
 @devices_app.command()
