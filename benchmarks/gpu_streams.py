@@ -55,6 +55,8 @@ def opened(bundle: Bundle, batch: int) -> tuple[dict[str, Streams], dict[str, st
             sessions[name] = open_session(bundle, key, options=Options(batch=batch, **options))
         except VidonError as error:
             reasons[name] = str(error)
+        except Exception as error:  # out of memory, for example: the other paths go on
+            reasons[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return sessions, reasons
 
 

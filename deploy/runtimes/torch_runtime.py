@@ -51,23 +51,30 @@ class _Session(StepSession):
         )  # fmt: skip
         self._program: Callable[..., Any] = program
         self._forget()
-        if form == "compiled":
-            self._program = torch.compile(program, dynamic=False)
-            self._warm_up()
-        elif form == "graphs":
-            with _full_precision(torch, device):
-                self._program = _Captured(torch, program, contract, options.batch)
+        if form != "eager":
+            self._prepare(program, form)
 
-    def _warm_up(self) -> None:
-        """Compile now, so that no frame waits; the second step meets the states as the first one lays them out."""
+    def _prepare(self, program: Any, form: str) -> None:
+        """Compile or capture now, so that no frame waits.
+
+        Raises:
+            UnavailableDevice: the compiler or the GPU refuses.
+        """
         import numpy as np
 
+        torch, contract = self._torch, self.contract
         try:
-            for _ in range(3):
-                self._run(np.zeros((self.batch, *self.contract.input_shape), np.float32))
+            if form == "graphs":
+                with _full_precision(torch, self._device):
+                    self._program = _Captured(torch, program, contract, self.batch)
+            else:
+                self._program = torch.compile(program, dynamic=False)
+            for _ in range(3):  # the second step meets the states as the first one lays them out
+                self._run(np.zeros((self.batch, *contract.input_shape), np.float32))
         except Exception as error:  # the compiler's own kinds are many
             line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UnavailableDevice(f"torch cannot compile this model here ({line}): use the form eager") from error
+            what = "compile this model" if form == "compiled" else "capture this model as a CUDA graph"
+            raise UnavailableDevice(f"torch cannot {what} here ({line}): use the form eager") from error
         self._forget()
 
     def _run(self, frame_BCHW: Array) -> Array:

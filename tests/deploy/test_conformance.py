@@ -324,6 +324,24 @@ def test_the_compiled_form_of_torch_answers_alike(bundle: Bundle) -> None:
     assert_close_enough("torch-fp32", replay(compiled, streams(1)[0]), replay(plain, streams(1)[0]))
 
 
+@pytest.mark.slow
+@pytest.mark.adapter("torch")
+def test_the_compiled_form_compiles_when_it_is_opened_and_never_again(bundle: Bundle) -> None:
+    from torch._dynamo.utils import counters
+
+    session = open_session(bundle, "torch-fp32", options=Options(threads=1, form="compiled", batch=2))
+    compiled = counters["stats"]["unique_graphs"]
+    assert compiled > 0
+    first, second = streams(2)
+    for _ in range(2):
+        for a, b in zip(first, second, strict=True):
+            session.step(np.stack([a, b]))
+        session.reset(1)
+        session.step(np.stack([first[0], second[0]]))
+        session.reset()
+    assert counters["stats"]["unique_graphs"] == compiled
+
+
 @pytest.mark.adapter("torch")
 def test_cuda_graphs_without_a_gpu_are_refused(bundle: Bundle) -> None:
     with pytest.raises(UnavailableDevice, match="CUDA graphs run on the device cuda, not on cpu"):

@@ -32,8 +32,8 @@ def subject(bundle: Bundle) -> Subject:
 
 
 @pytest.mark.parametrize("key", [
-    # It takes a third of a second to open, thirty times.
-    pytest.param(key, marks=pytest.mark.slow if key == "openvino-int8" else ()) for key in KEYS
+    # These take a third of a second to open, thirty times.
+    pytest.param(key, marks=pytest.mark.slow if key in ("torch-fp32", "openvino-int8") else ()) for key in KEYS
 ])  # fmt: skip
 def test_every_rule_holds_for_every_adapter(bundle: Bundle, key: str) -> None:
     (result,) = conformance(bundle, [key], threads=1, steps=100)
@@ -237,6 +237,7 @@ def test_the_command_tells_every_rule_and_fails_with_the_first_broken_one(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # it compiles thirty times
 def test_every_rule_holds_for_the_compiled_form_of_torch(bundle: Bundle) -> None:
     options = Options(threads=1, form="compiled")
     result = examine(Subject(bundle, bundle.artefact("torch-fp32"), options, steps=2000))
