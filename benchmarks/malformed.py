@@ -128,6 +128,17 @@ def coco(**changes: object) -> Callable[[Path], Path]:
     return make
 
 
+def no_picture(folder: Path) -> Path:
+    """Frames as picture files, one of which is text."""
+    for name in ("0.jpg", "1.jpg"):
+        png(folder / name)
+    (folder / "1.jpg").write_text("a letter")
+    images = [{"id": index, "file_name": f"{index}.jpg", "split": "train"} for index in range(2)]
+    raw = {"categories": [{"id": 1, "name": "car"}], "images": images, "annotations": []}
+    (folder / "boxes.json").write_text(json.dumps(raw))
+    return folder / "boxes.json"
+
+
 def shards(change: Callable[[Path], object], described: bool = True) -> Callable[[Path], Path]:
     """A tar of two clips, changed afterwards."""
 
@@ -296,6 +307,10 @@ CASES: tuple[Case, ...] = (
          copied("train/a/train_a0.mp4", "train/b/other.mp4")),
     Case("the same video in two splits", "check", 2, "leak: .* in train and val",
          copied("train/a/train_a0.mp4", "val/a/other.mp4")),
+    Case("a re-encoded copy: a warning", "check", 0, r"near-duplicate: .* look the same \(distance 0\.0",
+         beside(lambda p: encode(p, moving_frames(FRAMES), options={"crf": "26"}))),
+    Case("a re-encoded copy in two splits", "check", 2, "leak: .* look the same .* in train and val",
+         beside(lambda p: encode(p, moving_frames(FRAMES), options={"crf": "26"}), "val/a/odd.mp4")),
     Case("one group in two splits", "check", 2, "leak: group g is in train and val",
          table("path,label,split,group\nx.mp4,a,train,g\ny.mp4,b,val,g\n", "x.mp4", "y.mp4")),
     Case("no such folder", "check", 2, "does not exist: check the path", lambda folder: folder / "nothing"),
@@ -349,6 +364,7 @@ CASES: tuple[Case, ...] = (
          coco(annotations=[{"id": 1, "image_id": 9, "category_id": 1, "bbox": [1, 1, 5, 5]}])),
     Case("COCO box of negative width", "check", 2, r"bbox \[1, 1, -5, 5\]: expected",
          coco(annotations=[{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, -5, 5]}])),
+    Case("COCO picture that is none", "check", 2, r"picture .*1\.jpg cannot be read", no_picture),
     Case("tar that is cut off", "check", 2, "is damaged or no tar",
          shards(lambda p: p.write_bytes(p.read_bytes()[:4000]))),
     Case("text named .tar", "check", 2, "is damaged or no tar", shards(lambda p: p.write_text("no tar"))),

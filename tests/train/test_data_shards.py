@@ -8,6 +8,7 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -246,7 +247,8 @@ def test_a_shard_holds_a_description_beside_each_video(packed: Path) -> None:
 def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three folders of frames as a COCO list has them, with boxes; the category "never" has none."""
     root = tmp_path_factory.mktemp("frames")
-    images, boxes = [], []
+    images: list[dict[str, Any]] = []
+    boxes: list[dict[str, Any]] = []
     for number in range(3):
         (root / f"v{number}").mkdir()
         for index, frame in enumerate(moving_frames(9 + number, seed=number)):

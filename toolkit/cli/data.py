@@ -42,15 +42,23 @@ def data_check(
     root: Root, form: Format = "auto", videos: Videos = None, fold: Fold = 1,
     frames: Annotated[int, typer.Option(min=1, help="Clips with fewer pictures are too short.")] = 2,
     fps: Annotated[float, typer.Option(min=0.01, help="Pictures a second, for --frames.")] = 10.0,
+    distance: Annotated[
+        float | None, typer.Option("--distance", min=0, max=1, help="Clips nearer than this (default 0.1) look like "
+                                   "copies; 0: do not look for them.")
+    ] = None,
+    mirrored: Annotated[bool, typer.Option("--mirrored", help="Look for copies of mirror images too.")] = False,
     workers: Workers = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Decode every clip: unreadable, too short and duplicate videos, leaks between splits; exit code 2 if any.
+
+    Clips that look the same, such as re-encoded copies, are a warning within a split and a leak between two.
 
     Example: **vidon data check clips/ --frames 16**
     """
     from toolkit.cli.inspect import check_data
 
-    result = check_data(root, form, videos, fold, frames=frames, fps=fps, workers=workers)
+    result = check_data(root, form, videos, fold, frames=frames, fps=fps, workers=workers, distance=distance,
+                        mirrored=mirrored)  # fmt: skip
     say(as_json, result, result["text"])
     raise typer.Exit(0 if result["ok"] else 2)
 

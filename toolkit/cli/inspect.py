@@ -23,24 +23,30 @@ def index_of(
 
 def check_data(
     root: Path, form: str = "auto", videos: Path | None = None, fold: int = 1, *,
-    frames: int = 2, fps: float = 10.0, workers: int | None = None,
+    frames: int = 2, fps: float = 10.0, workers: int | None = None, distance: float | None = None,
+    mirrored: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Index and decode everything: counts by split and label, and every problem with what to do about it."""
+    """Index and decode everything: counts by split and label, and every problem with what to do about it.
+
+    ``distance`` and ``mirrored`` as in ``train.data.check.check``.
+    """
     from train.data.check import ADVICE, check
+    from train.data.likeness import DISTANCE
 
     data = index_of(root, form, videos, fold)
-    report = check(data, fps, frames, workers)
+    report = check(data, fps, frames, workers, DISTANCE if distance is None else distance, mirrored)
     counts = data.counts()
     lines = [f"{root}: {len(data.clips)} clips, {report.frames} frames, {len(data.labels)} classes"]
     lines += [f"  {split}: " + ", ".join(f"{label} {n}" for label, n in row.items()) for split, row in counts.items()]
     lines += [f"  {problem.kind}: {problem.text}" for problem in report.problems]
     found = {kind: len(report.of(kind)) for kind in ADVICE}
     if report.problems:
-        lines += ["", f"  {'problem':10s} {'found':>5s}  what to do"]
-        lines += [f"  {kind:10s} {found[kind]:5d}  {ADVICE[kind]}" for kind in ADVICE if found[kind]]
+        lines += ["", f"  {'problem':14s} {'found':>5s}  what to do"]
+        lines += [f"  {kind:14s} {found[kind]:5d}  {ADVICE[kind]}" for kind in ADVICE if found[kind]]
     rows = {kind: [problem.text for problem in report.of(kind)] for kind in ADVICE}
-    return {"ok": not report.problems, "clips": len(data.clips), "frames": report.frames, "counts": counts,
+    return {"ok": report.good, "clips": len(data.clips), "frames": report.frames, "counts": counts,
             "broken": rows["broken"], "short": rows["short"], "duplicates": rows["duplicate"],
+            "near_duplicates": rows["near-duplicate"],
             "labels": rows["label"], "leaks": rows["leak"], "text": "\n".join(lines)}  # fmt: skip
 
 

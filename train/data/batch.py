@@ -4,11 +4,14 @@ A source is random access and a pure function: the same indices and seed give th
 any time. That is what makes a killed run continue exactly, and two processes equal one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from train.data.decode import Timeline
 
 __all__ = ["Batch", "Decoding", "Source"]
 
@@ -21,6 +24,7 @@ class Batch:
     indices: int64 (B,) places in the source. meta: int64 (B,) class indices of metadata columns by name, -1 where
     unknown. boxes: float32 (B, T, M, 4) as x1 y1 x2 y2 in pixels of the picture, with box_labels: int64 (B, T, M),
     -1 where there is no box. left_out: places of broken videos met on the way to this batch, and what is wrong.
+    timelines: of those videos, by place, whose timeline was not known before.
     """
 
     pictures: Tensor
@@ -30,6 +34,7 @@ class Batch:
     boxes: Tensor | None = None
     box_labels: Tensor | None = None
     left_out: dict[int, str] = field(default_factory=dict)
+    timelines: dict[int, "Timeline"] = field(default_factory=dict)
 
     @property
     def first(self) -> Tensor:
@@ -49,15 +54,26 @@ class Source(Protocol):
 
 @runtime_checkable
 class Decoding(Source, Protocol):
-    """A source whose batches are worth making in processes of their own; none of these sees all that is broken.
+    """A source whose batches are worth making in processes of their own, of which none meets every video.
 
-    So workers ``draw`` and the process that trains is told of every batch: ``batch`` is both in one.
+    So workers ``draw``, and the process that trains judges every batch and remembers what was learnt of the files:
+    ``batch`` is both in one.
     """
 
-    def draw(self, indices: Sequence[int], seed: int, views: int = 1) -> Batch:
+    def known(self, indices: Sequence[int]) -> Mapping[int, "Timeline"]:
+        """What is known of these files, for the worker that will draw from them."""
+        ...
+
+    def draw(
+        self, indices: Sequence[int], seed: int, views: int = 1, known: Mapping[int, "Timeline"] | None = None
+    ) -> Batch:
         """As ``batch``, however much is broken."""
         ...
 
     def judge(self, batch: Batch) -> None:
-        """Count what ``batch`` met; raises :class:`toolkit.errors.UserError` if too much of it is broken."""
+        """Count and remember what ``batch`` met.
+
+        Raises:
+            UserError: too much of what was met so far is broken.
+        """
         ...

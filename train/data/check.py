@@ -1,8 +1,9 @@
 """Look at every clip before training: what cannot be read, is too short, is there twice, or leaks between splits.
 
 Copies are found by two hashes: of the bytes of the clip, and of what its frames show (each scaled to 32x32 grey), which
-a copy in another container shares. Re-encoded copies differ in both and are not found. Clips are decoded by
-processes side by side.
+a copy in another container shares. Re-encoded copies differ in both; they are near in what they look like
+(``train.data.likeness``), and are a warning, since only eyes can tell for sure. Clips are decoded by processes side by
+side.
 """
 
 import hashlib
@@ -18,7 +19,9 @@ from itertools import groupby
 from typing import Any
 
 import av
+import numpy as np
 
+from toolkit.cv import opencv
 from toolkit.errors import UserError
 from toolkit.progress import track
 from toolkit.video import Span
@@ -26,9 +29,10 @@ from train.data.clip import Clip
 from train.data.decode import open_video
 from train.data.formats.shards import read_member
 from train.data.index import Dataset
-from train.data.opening import open_clip
+from train.data.likeness import DISTANCE, SIDE, Look, look_of, pairs
+from train.data.opening import read_stills
 
-__all__ = ["ADVICE", "Problem", "Report", "check"]
+__all__ = ["ADVICE", "WARNINGS", "Problem", "Report", "check"]
 
 #: What to do about each kind of problem.
 ADVICE = {
@@ -36,20 +40,25 @@ ADVICE = {
     "short": "remove it, or lower data.frames (training repeats its last picture)",
     "duplicate": "keep one of them",
     "label": "the same content has two labels: correct one, or join them by ';'",
+    "near-duplicate": "look at them: if they are copies keep one, else lower --distance",
     "leak": "put all of a group, and all copies, into one split",
 }
-_SIDE = 32
+#: Kinds that may be no mistake.
+WARNINGS = frozenset({"near-duplicate"})
 _FEW = 16
+#: Pictures of a folder that are decoded at a time.
+_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What one clip is: frames and pictures it has, its two hashes; or what is wrong with it."""
+    """What one clip is: frames and pictures it has, its two hashes, its look; or what is wrong with it."""
 
     frames: int = 0
     pictures: int = 0
     file: str = ""
     content: str = ""
+    look: Look | None = None
     wrong: str = ""
 
 
@@ -73,27 +82,39 @@ class Report:
         """The problems of one kind."""
         return [problem for problem in self.problems if problem.kind == kind]
 
+    @property
+    def good(self) -> bool:
+        """Whether there is nothing, or only warnings."""
+        return all(problem.kind in WARNINGS for problem in self.problems)
 
-def check(data: Dataset, fps: float, frames: int, workers: int | None = None) -> Report:
+
+def check(
+    data: Dataset, fps: float, frames: int, workers: int | None = None, distance: float = DISTANCE,
+    mirrored: bool = False,
+) -> Report:  # fmt: skip
     """Decode every clip; one with fewer than ``frames`` pictures at ``fps`` is too short.
+
+    Clips nearer than ``distance`` are taken for copies (0: none is); with ``mirrored`` mirror images too.
 
     Raises:
         UserError: a worker died.
     """
-    seen = list(_examined(data.clips, fps, workers or os.cpu_count() or 1))
-    pairs = list(zip(data.clips, seen, strict=True))
-    problems = [Problem("broken", one.wrong, (clip.name,)) for clip, one in pairs if one.wrong]
-    for clip, one in pairs:
+    seen = list(_examined(data.clips, fps, distance > 0, workers or os.cpu_count() or 1))
+    found = list(zip(data.clips, seen, strict=True))
+    problems = [Problem("broken", one.wrong, (clip.name,)) for clip, one in found if one.wrong]
+    for clip, one in found:
         if not one.wrong and one.pictures < frames:
             what = f"{clip.name} has {one.pictures} of {frames} pictures at {fps:g} a second"
             problems.append(Problem("short", what, (clip.name,)))
-    problems += _copies([(clip, one) for clip, one in pairs if not one.wrong])
+    good = [(clip, one) for clip, one in found if not one.wrong]
+    problems += _copies(good)
+    problems += _near_copies(good, distance, mirrored)
     problems += _leaking_groups(data.clips)
     return Report(sum(one.frames for one in seen), tuple(problems))
 
 
-def _examined(clips: Sequence[Clip], fps: float, workers: int) -> Iterator[_Seen]:
-    look = partial(_examine, fps=fps)
+def _examined(clips: Sequence[Clip], fps: float, looks: bool, workers: int) -> Iterator[_Seen]:
+    look = partial(_examine, fps=fps, looks=looks)
     if workers == 1 or len(clips) < _FEW:
         yield from track(map(look, clips), "check", len(clips))
         return
@@ -106,45 +127,50 @@ def _examined(clips: Sequence[Clip], fps: float, workers: int) -> Iterator[_Seen
             raise UserError("a worker died while decoding: run with --workers 1 to see at which video") from error
 
 
-def _examine(clip: Clip, fps: float) -> _Seen:
+def _examine(clip: Clip, fps: float, looks: bool) -> _Seen:
     try:
-        return _images(clip, fps) if clip.images else _video(clip, fps)
+        return _stills(clip, fps, looks) if clip.pictures else _video(clip, fps, looks)
     except UserError as error:
         return _Seen(wrong=str(error))
     except OSError as error:
         return _Seen(wrong=f"video {clip.name} cannot be read ({error.strerror}): check its permissions")
 
 
-def _video(clip: Clip, fps: float) -> _Seen:
+def _video(clip: Clip, fps: float, looks: bool) -> _Seen:
     if clip.member is None:
         if clip.path.is_file() and clip.path.stat().st_size == 0:
             raise UserError(f"video {clip.name} holds nothing (0 bytes): copy it again or remove it")
         if clip.path.is_file():
             clip.path.open("rb").close()  # forbidden files are told apart from damaged ones
     source = clip.path if clip.member is None else read_member(clip.path, clip.member)
-    hashed, count = hashlib.sha256(), 0
+    hashed, seen, times_s = hashlib.sha256(), [], []
     scaler = av.video.reformatter.VideoReformatter()
     with open_video(source, clip.name) as video:
         pictures = video.ticks(fps, clip.span)
-        for _, frame in video.between(clip.span):
-            small = scaler.reformat(frame, width=_SIDE, height=_SIDE, format="gray", threads=1)
-            hashed.update(small.to_ndarray().tobytes())
-            hashed.update(bytes([round(frame.rotation / 90) % 4]))
-            count += 1
-    if not count:
+        for stamp_s, frame in video.between(clip.span):
+            small = scaler.reformat(frame, width=SIDE, height=SIDE, format="gray", threads=1).to_ndarray()
+            turns = round(frame.rotation / 90) % 4
+            hashed.update(small.tobytes())
+            hashed.update(bytes([turns]))
+            times_s.append(stamp_s)
+            if looks:
+                seen.append(np.rot90(small, turns))
+    if not times_s:
         raise UserError(f"video {clip.name} holds no frame: it is empty or truncated; re-encode or remove it")
-    return _Seen(count, pictures, _file_hash(source, clip.span), hashed.hexdigest())
+    look = look_of(np.stack(seen), times_s) if looks else None
+    return _Seen(len(times_s), pictures, _file_hash(source, clip.span), hashed.hexdigest(), look)
 
 
-def _images(clip: Clip, fps: float) -> _Seen:
-    with open_clip(clip) as images:
-        count = images.ticks(fps)
-    hashed = hashlib.sha256()
-    for path in clip.images:
-        if not path.is_file():
-            raise UserError(f"picture {path} does not exist: check the path")
-        hashed.update(path.read_bytes())
-    return _Seen(count, count, hashed.hexdigest(), hashed.hexdigest())
+def _stills(clip: Clip, fps: float, looks: bool) -> _Seen:
+    """Frames as picture files: the hash is of their pixels."""
+    cv2, hashed, seen = opencv(), hashlib.sha256(), []
+    for start in range(0, clip.pictures, _AT_ONCE):
+        for frame in read_stills(clip, range(start, min(start + _AT_ONCE, clip.pictures))):
+            hashed.update(frame.tobytes())
+            small = cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+            seen.append(np.asarray(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), np.uint8))
+    look = look_of(np.stack(seen), range(len(seen))) if looks else None
+    return _Seen(len(seen), len(seen), hashed.hexdigest(), hashed.hexdigest(), look)
 
 
 def _file_hash(source: Any, span: Span) -> str:
@@ -172,6 +198,23 @@ def _copies(good: Sequence[tuple[Clip, _Seen]]) -> Iterator[Problem]:
         labels = sorted({clip.label for clip in clips})
         if len(labels) > 1:
             yield Problem("label", f"{' = '.join(names)}: {same}, labels {' and '.join(labels)}", names)
+
+
+def _near_copies(good: Sequence[tuple[Clip, _Seen]], distance: float, mirrored: bool) -> Iterator[Problem]:
+    """Clips that look the same though no frame of them is: a leak if they are in two splits, else a warning."""
+    for pair in pairs([one.look for _, one in good], distance, mirrored):
+        (one, first), (two, second) = good[pair.first], good[pair.second]
+        if first.content == second.content:
+            continue
+        how = "look the same" + (" mirrored" if pair.mirrored else "") + f" (distance {pair.distance:.3f})"
+        what = f"{one.name} ~ {two.name}: {how}" + (
+            "" if one.label == two.label else f", labels {' and '.join(sorted((one.label, two.label)))}"
+        )
+        if one.split != two.split:
+            where = " and ".join(sorted((one.split, two.split)))
+            yield Problem("leak", f"{what} in {where}", (one.name, two.name))
+        else:
+            yield Problem("near-duplicate", what, (one.name, two.name))
 
 
 def _leaking_groups(clips: Sequence[Clip]) -> Iterator[Problem]:

@@ -66,7 +66,7 @@ class Video:
         self._reformatter = av.video.reformatter.VideoReformatter()
         base = self._stream.time_base
         self._base, self._start = base.numerator / base.denominator, self._stream.start_time or 0
-        self._needed: frozenset[float] | None = None  # with it, other frames that none leans on are not decoded
+        self._needed: frozenset[int] | None = None  # with it, other frames that none leans on are not decoded
         self.timeline = timeline or self._scan()
         # One packet, one frame: only then a packet's time says which frame it makes.
         self._skips = self.timeline.regular and self._stream.codec_context.name in ("h264", "hevc")
@@ -90,7 +90,7 @@ class Video:
         start_s = float(shown_s[0])
         sampler = FrameSampler(preprocess.fps, start_s=start_s, done=ticks[0])
         needed = sampler.first(shown_s, ticks)
-        self._needed = frozenset(shown_s[np.minimum(needed, len(shown_s) - 1)].tolist()) if self._skips else None
+        self._needed = self._stamps(shown_s[np.minimum(needed, len(shown_s) - 1)]) if self._skips else None
         found: list[npt.NDArray[np.uint8]] = []
         times_s: list[float] = []
         reached, last, size = ticks[0], None, (0, 0)
@@ -145,6 +145,10 @@ class Video:
             return 0.0
         # The very arithmetic of OpenCV (milliseconds in between), so that no tick is rounded another way.
         return float((pts - self._start) * self._base * 1000.0 / 1000.0)
+
+    def _stamps(self, times_s: npt.NDArray[np.float64]) -> frozenset[int]:
+        """The other way round: what the file says for these times."""
+        return frozenset((np.rint(times_s / self._base).astype(np.int64) + self._start).tolist())
 
     def _shown(self, span: Span) -> npt.NDArray[np.float64]:
         times_s = self.timeline.times_s
@@ -217,7 +221,7 @@ class Video:
             except (StopIteration, av.error.FFmpegError):
                 return
             if self._needed is not None and packet.pts is not None:
-                skip = "DEFAULT" if self._seconds(packet.pts) in self._needed else "NONREF"
+                skip = "DEFAULT" if packet.pts in self._needed else "NONREF"
                 if skip != skipping:
                     skipping = context.skip_frame = skip
             try:

@@ -147,7 +147,7 @@ def _rest(clip: Clip) -> list[Any]:
     rest: list[Any] = [list(clip.span)] if clip.span != (None, None) else []
     rest += [list(clip.meta)] if any(value for _, value in clip.meta) else []
     rest += [clip.member.name] if clip.member is not None else []
-    rest += [[path.name for path in (*clip.images, *clip.members)]] if clip.pictures else []
+    rest += [[p.name for p in clip.images] or [m.name for m in clip.members]] if clip.pictures else []
     return [*rest, [clip.annotated, [dataclasses.astuple(box) for box in clip.boxes]]] if clip.annotated else rest
 
 

@@ -182,7 +182,8 @@ def _add(tar: tarfile.TarFile, key: str, clip: Clip, length: int, progress: Bar)
     """Add the video, or its frames, and the description; yields the clip's line of the index."""
     row = _row(clip)
     _write(tar, f"{key}.json", json.dumps(row).encode())
-    parts, total = [], 0
+    parts: list[tuple[str, int, int]] = []
+    total = 0
     for suffix, data in _files(clip):
         name, total = f"{key}.{len(parts):06d}{suffix}" if clip.pictures else f"{key}{suffix}", total + len(data)
         parts.append((name, _write(tar, name, data), len(data)))

@@ -5,11 +5,15 @@ see what one would. A broken video is replaced by the next readable one of its c
 the file, so the replacement is the same everywhere. Shapes: B batch, V views, T pictures, H, W, 3.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from toolkit.errors import UserError
 from toolkit.preprocess import Preprocess
@@ -38,6 +42,23 @@ def window_starts(ticks: int, length: int, views: int, rng: np.random.Generator 
     return [room // 2] if views == 1 else [round(start) for start in np.linspace(0, room, views)]
 
 
+def _room(shape: tuple[int, ...]) -> Tensor:
+    """uint8 memory to decode into; in a worker it is shared with the process that trains, so nothing is copied."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    make: Callable[[int], torch.UntypedStorage] = torch.UntypedStorage._new_shared  # as torch 2.13's own collate does
+    return torch.empty(0, dtype=torch.uint8).set_(make(math.prod(shape))).view(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class _Met:
+    """What is known of the files when a batch is drawn, and what was met on the way."""
+
+    known: Mapping[int, Timeline]
+    broken: dict[int, str] = field(default_factory=dict)
+    timelines: dict[int, Timeline] = field(default_factory=dict)
+
+
 class VideoSource:
     """The clips of one split, decoded when they are asked for.
 
@@ -57,7 +78,7 @@ class VideoSource:
         self.preprocess, self.frames, self.stride, self.random = preprocess, frames, stride, random
         self._labels, self._root, self._share, self._device = data.labels, data.root, broken_share, device
         self._boxed = any(clip.annotated for clip in self.clips)
-        self._timelines: dict[int, Timeline | None] = {}
+        self._timelines: dict[int, Timeline] = {}
         self._reasons: dict[int, str] = {}  # what this process found broken
         # What this process was told of, of all that was met: only of that can a share be taken.
         self._told: dict[int, str] = {}
@@ -81,30 +102,39 @@ class VideoSource:
         self.judge(drawn)
         return drawn
 
-    def draw(self, indices: Sequence[int], seed: int, views: int = 1) -> Batch:
+    def known(self, indices: Sequence[int]) -> dict[int, Timeline]:
+        """The timelines of these videos that were read before."""
+        return {index: self._timelines[index] for index in indices if index in self._timelines}
+
+    def draw(
+        self, indices: Sequence[int], seed: int, views: int = 1, known: Mapping[int, Timeline] | None = None
+    ) -> Batch:
         """As :meth:`batch`, but the share of broken videos is for :meth:`judge` to say.
 
         Raises:
             UserError: no video at all can be read.
         """
         height, width = self.preprocess.size
-        pictures = np.empty((len(indices), views, self.frames, height, width, 3), np.uint8)
-        used, boxes, left_out = np.empty(len(indices), np.int64), [], {}
+        pictures = _room((len(indices), views, self.frames, height, width, 3))
+        used, boxes, met = np.empty(len(indices), np.int64), [], _Met(self._timelines if known is None else known)
         for row, index in enumerate(indices):
-            used[row], found = self._draw(int(index), seed, pictures[row], left_out)
+            used[row], found = self._draw(int(index), seed, pictures[row].numpy(), met)
             boxes.append(found)
-        padded = pad_boxes(boxes) if self._boxed else (None, None)
+        corners, classes = pad_boxes(boxes) if self._boxed else (None, None)
         return Batch(
-            torch.from_numpy(pictures), self.targets.labels_at(used), torch.from_numpy(used),
-            self.targets.meta_at(used), *padded, left_out,
+            pictures, self.targets.labels_at(used), torch.from_numpy(used), self.targets.meta_at(used), corners,
+            classes, met.broken, met.timelines,
         )  # fmt: skip
 
     def judge(self, batch: Batch) -> None:
         """Count the videos that a batch has met, whichever process made it; each broken one is named once.
 
+        Their timelines are kept here and travel with the requests, so each is read once, not once in every worker.
+
         Raises:
             UserError: more than ``broken_share`` of the videos met so far are broken.
         """
+        self._timelines.update(batch.timelines)
         self._seen.update(batch.indices.tolist())
         for place, reason in batch.left_out.items():
             if place in self._told:
@@ -117,17 +147,15 @@ class VideoSource:
                 raise UserError(f"data {self._root}: {broken} of {seen} videos read so far are broken; the first: "
                                 f"{next(iter(self._told.values()))}")  # fmt: skip
 
-    def _draw(
-        self, index: int, seed: int, out: npt.NDArray[np.uint8], left_out: dict[int, str]
-    ) -> tuple[int, list[Boxes]]:
+    def _draw(self, index: int, seed: int, out: npt.NDArray[np.uint8], met: "_Met") -> tuple[int, list[Boxes]]:
         """Fill ``out`` (V, T, H, W, 3) from the clip at ``index``, or from the next good one."""
         for place in self._candidates(index):
             if place not in self._reasons:
                 try:
-                    return place, self._clip(place, seed, out)
+                    return place, self._clip(place, seed, out, met)
                 except UserError as error:
                     self._reasons[place] = str(error)
-            left_out[place] = self._reasons[place]
+            met.broken[place] = self._reasons[place]
             if len(self._reasons) > max(_MANY, self._share * len(self)):
                 break  # too much is broken whatever others have met: no need to look through all of it
         raise UserError(f"data {self._root}: {len(self._reasons)} of {len(self)} videos cannot be read; the first: "
@@ -140,12 +168,13 @@ class VideoSource:
         yield from (place for place in after if self.clips[place].label == label)
         yield from (place for place in after if self.clips[place].label != label)
 
-    def _clip(self, place: int, seed: int, out: npt.NDArray[np.uint8]) -> list[Boxes]:
+    def _clip(self, place: int, seed: int, out: npt.NDArray[np.uint8], met: "_Met") -> list[Boxes]:
         """Decode the windows of one clip into ``out``; the boxes of the first view come back."""
         clip, length = self.clips[place], (self.frames - 1) * self.stride + 1
         rng = np.random.default_rng([seed, place]) if self.random else None
-        with open_clip(clip, self._timelines.get(place), self._device) as video:
-            self._timelines[place] = video.timeline
+        with open_clip(clip, met.known.get(place), self._device) as video:
+            if video.timeline is not None and place not in met.known:
+                met.timelines[place] = video.timeline
             total = video.ticks(self.preprocess.fps, clip.span)
             starts = window_starts(total, length, len(out), rng)
             wanted = [np.minimum(np.arange(start, start + length, self.stride), total - 1) for start in starts]

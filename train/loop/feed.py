@@ -2,12 +2,13 @@
 
 A source in memory is asked directly. One with a true ``workers`` attribute is asked by worker processes through
 torch's DataLoader: its sampler yields whole requests (places, seed), so the order of the data and every cut depend
-on the step alone, not on the number or the speed of workers.
+on the step alone, not on the number or the speed of workers. What workers learn of the files comes home with their
+batches and goes out with later requests; pictures lie in shared memory, all else in the message itself.
 """
 
 import multiprocessing
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -88,12 +89,18 @@ class Order:
             yield Part(step, number, places, cut, weight, index == self.accumulate - 1)
 
 
-class _Requests(Sampler[Part]):
-    def __init__(self, order: Order, start: int) -> None:
-        self._order, self._start = order, start
+#: A part, and what is known of its files.
+_Request = tuple[Part, Any]
 
-    def __iter__(self) -> Iterator[Part]:
-        return self._order.parts(self._start)
+
+class _Requests(Sampler[_Request]):
+    def __init__(self, source: Source, order: Order, start: int) -> None:
+        self._source, self._order, self._start = source, order, start
+
+    def __iter__(self) -> Iterator[_Request]:
+        source = self._source
+        for part in self._order.parts(self._start):
+            yield part, source.known(part.places) if isinstance(source, Decoding) else None
 
 
 class _Answers(Dataset[dict[str, Any] | str]):
@@ -102,13 +109,18 @@ class _Answers(Dataset[dict[str, Any] | str]):
     def __init__(self, source: Source, views: int) -> None:
         self._source, self._views = source, views
 
-    def __getitem__(self, part: Part) -> dict[str, Any] | str:
-        draw = self._source.draw if isinstance(self._source, Decoding) else self._source.batch
+    def __getitem__(self, request: _Request) -> dict[str, Any] | str:
+        part, known = request
+        source = self._source
         try:
-            batch = draw(part.places, part.seed, self._views)
+            if isinstance(source, Decoding):
+                batch = source.draw(part.places, part.seed, self._views, known)
+            else:
+                batch = source.batch(part.places, part.seed, self._views)
         except VidonError as error:
             return str(error)
-        return {field.name: getattr(batch, field.name) for field in fields(Batch)}
+        answer = _mapped(batch, lambda value: value.numpy())  # a tensor of its own costs a file handle and a socket
+        return {**answer, "pictures": batch.pictures}
 
 
 class Feed:
@@ -158,7 +170,7 @@ class Feed:
             raise UserError("a decoding worker died (out of memory?): lower run.workers or batch") from error
         if isinstance(answer, str):
             raise UserError(answer)
-        batch = Batch(**answer)
+        batch = Batch(**_mapped(Batch(**answer), torch.from_numpy, np.ndarray))
         if isinstance(self._source, Decoding):  # a worker has seen its own part only
             self._source.judge(batch)
         return batch
@@ -170,7 +182,7 @@ def _loader(
     # Not fork: the parent has threads (progress bar, decoder), whose locks a forked child would inherit.
     context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     loader = DataLoader(
-        _Answers(source, views), batch_size=None, sampler=_Requests(order, start), num_workers=workers,
+        _Answers(source, views), batch_size=None, sampler=_Requests(source, order, start), num_workers=workers,
         collate_fn=_same, pin_memory=pin, prefetch_factor=2, multiprocessing_context=context,
         generator=torch.Generator(), worker_init_fn=_one_thread,
     )  # fmt: skip
@@ -191,10 +203,15 @@ def _to(batch: Batch, device: torch.device, pin: bool) -> Batch:
     if device.type == "cpu":
         return batch
 
-    def move(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            value = value.pin_memory() if pin else value
-            return value.to(device, non_blocking=True)
-        return {name: move(item) for name, item in value.items()} if isinstance(value, dict) else value
+    return Batch(**_mapped(batch, lambda value: (value.pin_memory() if pin else value).to(device, non_blocking=True)))
 
-    return Batch(**{field.name: move(getattr(batch, field.name)) for field in fields(Batch)})
+
+def _mapped(batch: Batch, change: Callable[[Any], Any], kind: type = Tensor) -> dict[str, Any]:
+    """A batch's fields, each value of a ``kind`` changed."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: changed(item) for name, item in value.items()}
+        return change(value) if isinstance(value, kind) else value
+
+    return {field.name: changed(getattr(batch, field.name)) for field in fields(Batch)}
