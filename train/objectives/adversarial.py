@@ -33,6 +33,7 @@ class Config(BaseModel):
     whole: bool = False
     width: int = Field(default=64, ge=8)
     change: float = Field(default=1.0, ge=0)
+    coarse: int = Field(default=1, ge=1)
     critic_width: int = Field(default=16, ge=4)
     fool: float = Field(default=0.05, ge=0)
     match: float = Field(default=0.5, ge=0)
@@ -81,7 +82,7 @@ class Adversarial(nn.Module):
         """The first clip of each video."""
         clip, config = clips_BVCTHW[:, 0], self.config
         made = self.reconstruction(clip)
-        pixels, change = errors(made, clip)
+        pixels, change = errors(made, clip, config.coarse)
         terms = {"pixels": pixels, "change": change} | self.generator_terms(made, clip) | self.critic_terms(made, clip)
         own = pixels + config.change * change + config.fool * terms["fool"] + config.match * terms["match"]
         return {"loss": own + terms["critic"] + config.r1 * terms["r1"], **terms}
