@@ -63,6 +63,22 @@ def test_reversed_clips_are_negatives_only_where_time_has_a_direction() -> None:
     assert with_ > without, "three more negatives"
 
 
+def test_a_batch_norm_does_not_give_the_reversed_clips_away() -> None:
+    """This encoder is blind to time, so a reversed clip must be as like as the clip itself: no better than a guess."""
+    torch.manual_seed(0)
+    encoder = Cnn()
+    encoder.conv = nn.Conv3d(3, 6, (1, 3, 3), (1, 4, 4), (0, 1, 1))
+    model = contrastive.build(encoder, contrastive.Config(augment=PLAIN), CLIP).train()
+    clips = some_clips(3)
+    found = model(clips, torch.Generator(), batch_of(clips))["loss"].item()
+    with torch.no_grad():
+        whole = torch.cat([clips[:, 0], clips[:, 1], clips[:, 1]])
+        keys = functional.normalize(model.projector(encoder.embed(whole)), dim=1).double()
+    scores = (keys[:6] @ keys.T / 0.1).masked_fill(torch.eye(6, 9, dtype=torch.bool), -torch.inf)
+    want = functional.cross_entropy(scores, torch.tensor([3, 4, 5, 0, 1, 2])).item()
+    assert found == pytest.approx(want, rel=1e-4)
+
+
 def test_the_follower_has_no_gradient_and_follows_by_the_momentum() -> None:
     torch.manual_seed(0)
     encoder = Cnn()

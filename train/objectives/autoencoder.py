@@ -8,6 +8,7 @@ static average is a good answer.
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from train.data.batch import Batch
 from train.objectives.decoder import ClipDecoder
@@ -25,10 +26,16 @@ class Config(BaseModel):
     whole: bool = False
     width: int = Field(default=64, ge=8)
     change: float = Field(default=1.0, ge=0)
+    coarse: int = Field(default=1, ge=1)
 
 
-def errors(made_BCTHW: Tensor, clip_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean squared error of the pixels, and that of their changes over time as a share of each clip's changes."""
+def errors(made_BCTHW: Tensor, clip_BCTHW: Tensor, coarse: int = 1) -> tuple[Tensor, Tensor]:
+    """Mean squared error of the pixels, and that of their changes over time as a share of each clip's changes.
+
+    With ``coarse`` > 1 both are means over squares of so many pixels.
+    """
+    if coarse > 1:
+        made_BCTHW, clip_BCTHW = (functional.avg_pool3d(x, (1, coarse, coarse)) for x in (made_BCTHW, clip_BCTHW))
     pixels = (made_BCTHW - clip_BCTHW).square().mean()
     wanted = torch.diff(clip_BCTHW, dim=2)
     missed = (torch.diff(made_BCTHW, dim=2) - wanted).square().mean((1, 2, 3, 4))
@@ -66,13 +73,13 @@ class Autoencoder(nn.Module):
 
     def __init__(self, encoder: Encoder, config: Config, clip: tuple[int, int, int, int]) -> None:
         super().__init__()
-        self.change = config.change
+        self.change, self.coarse = config.change, config.coarse
         self.reconstruction = Reconstruction(encoder, config.latent, config.whole, config.width, clip)
 
     def forward(self, clips_BVCTHW: Tensor, generator: torch.Generator, batch: Batch) -> dict[str, Tensor]:
         """The first clip of each video."""
         clip = clips_BVCTHW[:, 0]
-        pixels, change = errors(self.reconstruction(clip), clip)
+        pixels, change = errors(self.reconstruction(clip), clip, self.coarse)
         return {"loss": pixels + self.change * change, "pixels": pixels, "change": change}
 
 

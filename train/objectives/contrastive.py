@@ -98,10 +98,12 @@ class Contrastive(nn.Module):
         one, two = (strong(clips_BVCTHW[:, view], self.config.augment, generator) for view in (0, 1))
         clips = torch.cat([one, two])
         back = two.flip(2) if self.config.reversed else two[:0]
-        query = self._project(clips)
         if self.follower is None:
-            keys = torch.cat([query, self._project(back)]) if len(back) else query
+            # In one pass: a batch norm that saw the reversed clips alone would tell them by their statistics.
+            keys = self._project(torch.cat([clips, back]))
+            query = keys[: len(clips)]
         else:
+            query = self._project(clips)
             with torch.no_grad():
                 keys = self._keys(torch.cat([clips, back]))
         own, rest = keys[: len(query)], keys[len(query) :]
