@@ -8,9 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Decoding", "Source"]
+__all__ = ["Batch", "Decoding", "Source", "sent"]
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; from pinned memory a copy to a GPU keeps neither side waiting."""
+    pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+    return pinned.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +28,7 @@ class Batch:
     indices: int64 (B,) places in the source. meta: int64 (B,) class indices of metadata columns by name, -1 where
     unknown. boxes: float32 (B, T, M, 4) as x1 y1 x2 y2 in pixels of the picture, with box_labels: int64 (B, T, M),
     -1 where there is no box. left_out: places of broken videos met on the way to this batch, and what is wrong.
+    shares: videos in the parts of all processes at this moment, empty in a single process.
     """
 
     pictures: Tensor
@@ -30,6 +38,7 @@ class Batch:
     boxes: Tensor | None = None
     box_labels: Tensor | None = None
     left_out: dict[int, str] = field(default_factory=dict)
+    shares: tuple[int, ...] = ()
 
     @property
     def first(self) -> Tensor:
