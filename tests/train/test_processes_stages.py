@@ -34,7 +34,7 @@ run = { device = "cpu", workers = 0 }
 teacher = { dim = 32, depth = 2, heads = 2, tubelet = [2, 8, 8] }
 student = { width = 0.25, blocks = 5, look_back = true, boxes = { channels = 32 } }
 detection = { epochs = 3, batch = 4, lr = 0.01, optimizer = "sgd" }
-prune = { epochs = 1, lr = 0.01 }
+prune = { epochs = 3, batch = 4, lr = 0.01, optimizer = "sgd" }
 """
 CLASSES = """
 data = { root = "data", frames = 4, flips = { left = "right", right = "left" } }
@@ -42,7 +42,7 @@ preprocess = { size = [32, 32], fps = 10.0 }
 run = { device = "cpu", workers = 0 }
 student = { width = 0.25, depth = 0.4, look_back = true }
 distill = { epochs = 1, batch = 8, lr = 0.01, optimizer = "sgd" }
-prune = { epochs = 1, lr = 0.01, ratio = 0.4, importance = "taylor" }
+prune = { epochs = 1, batch = 8, lr = 0.01, optimizer = "sgd", ratio = 0.4, importance = "taylor" }
 """
 
 
