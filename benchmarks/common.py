@@ -53,7 +53,6 @@ def save(name: str, caption: str, columns: list[str], rows: list[list[Any]], dat
          evidence: str = "measured") -> Path:  # fmt: skip
     """Write ``benchmarks/results/<name>_<device>_<date>.json`` and return its path."""
     machine = describe_machine()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     today = datetime.date.today().isoformat()
     device = f"{machine.architecture}-{machine.cores}core".lower().replace("_", "")
     return write_json(
@@ -61,7 +60,7 @@ def save(name: str, caption: str, columns: list[str], rows: list[list[Any]], dat
         {
             "benchmark": name,
             "date": today,
-            "commit": commit.stdout.strip(),
+            "commit": _commit(),
             "machine": machine.model_dump(),
             "versions": versions(),
             "evidence": evidence,
@@ -70,6 +69,15 @@ def save(name: str, caption: str, columns: list[str], rows: list[list[Any]], dat
             "data": _portable(data),
         },
     )
+
+
+def _commit() -> str:
+    """The commit that was measured; empty where there is no git."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return found.stdout.strip()
 
 
 def _portable(data: dict[str, Any]) -> dict[str, Any]:

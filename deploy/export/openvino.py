@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.export.step import Feeds
+from deploy.signals import kept_signal_stack
 from toolkit.errors import MissingDependency
 
 __all__ = ["float_openvino", "int8_openvino"]
@@ -31,15 +32,16 @@ def int8_openvino(source: Path, feeds: Feeds, path: Path) -> None:
         raise MissingDependency("nncf", "export") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     widest = RangeEstimatorParametersSet.MINMAX
-    model = nncf.quantize(
-        openvino.Core().read_model(str(source)),
-        nncf.Dataset(feeds),
-        preset=nncf.QuantizationPreset.MIXED,
-        subset_size=len(feeds),
-        advanced_parameters=AdvancedQuantizationParameters(
-            activations_range_estimator_params=widest, weights_range_estimator_params=widest
-        ),
-    )
+    with kept_signal_stack():
+        model = nncf.quantize(
+            openvino.Core().read_model(str(source)),
+            nncf.Dataset(feeds),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(feeds),
+            advanced_parameters=AdvancedQuantizationParameters(
+                activations_range_estimator_params=widest, weights_range_estimator_params=widest
+            ),
+        )
     _save(openvino, model, path)
 
 

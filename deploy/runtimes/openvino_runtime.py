@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from deploy.runtimes.base import Availability, Missing, Options, StepSession, check_form, choose_device, present
+from deploy.signals import kept_signal_stack
 from toolkit.bundle import Artefact
 from toolkit.contract import Array, Contract, Placement
 from toolkit.errors import BundleError, MissingDependency, UnavailableDevice, UserError
@@ -225,15 +226,17 @@ class _OpenVino:
         except MissingDependency as error:
             return Availability(False, str(error))
         core = ov.Core()
-        devices = (*(name.lower() for name in core.available_devices), "auto")
-        return Availability(True, "", ov.__version__.split("-")[0], devices, _missing(core, devices))
+        with kept_signal_stack():
+            devices = (*(name.lower() for name in core.available_devices), "auto")
+            return Availability(True, "", ov.__version__.split("-")[0], devices, _missing(core, devices))
 
     def open(self, folder: Path, artefact: Artefact, contract: Contract, options: Options) -> StepSession:
         ov = _library()
         form = check_form("openvino", options.form, FORMS)
         device, detail = choose_device(RUNTIME, options)
         path = folder / artefact.entry
-        compiled = _compile(ov, path, artefact, contract, options, device)
+        with kept_signal_stack():
+            compiled = _compile(ov, path, artefact, contract, options, device)
         placed = [str(name).lower() for name in compiled.get_property("EXECUTION_DEVICES")]
         if device != "auto" and not any(name.startswith(device.partition(".")[0]) for name in placed):
             if not options.allow_fallback:

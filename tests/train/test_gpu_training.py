@@ -26,6 +26,18 @@ def test_a_smoke_run_goes_through_every_contender_and_the_loop() -> None:
     assert "these figures say nothing about a GPU" in done.stdout
 
 
+@pytest.mark.slow
+def test_a_part_that_fails_is_named_and_takes_no_other_along() -> None:
+    """Of batches without a clip nothing can be measured; the child that met them is replaced by a fresh one."""
+    done = _benchmark("--smoke", "--pretrain", "0")
+    assert done.returncode == 0, done.stderr
+    rows = [tuple(cell.strip() for cell in line.split("|")[:2]) for line in done.stdout.splitlines() if "|" in line][1:]
+    assert rows == [("finetune", name) for name in ("vidon", "transformers", "vidon, whole loop")]
+    failed = [line.split(":")[:4] for line in done.stdout.splitlines() if line.startswith("not measured")]
+    assert ["not measured", " pretrain", "0", "plain"] in failed
+    assert ["not measured", " pretrain", "0", "loop"] in failed
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_nothing_is_claimed() -> None:
     done = _benchmark()

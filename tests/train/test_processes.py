@@ -30,6 +30,10 @@ def _steps(folder: Path) -> list[dict[str, Any]]:
     return [line for line in lines if "lr" in line]
 
 
+def _worst(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
+    return max((one[name] - two[name]).abs().max().item() for name in one if one[name].numel())
+
+
 def _run(kind: str, out: Path, optim: FinetuneConfig = OPTIM, **run: Any) -> dict[str, torch.Tensor]:
     """The same run in this process; returns its final weights."""
     plan = plan_of(kind, optim, RunConfig(device="cpu", workers=0, **run))
@@ -39,12 +43,13 @@ def _run(kind: str, out: Path, optim: FinetuneConfig = OPTIM, **run: Any) -> dic
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three runs of three steps each in two gloo processes: DDP, DDP with random masks, FSDP2 with an average."""
+    """Runs of three steps each in two gloo processes: DDP, DDP with random masks, FSDP2 with an average, and so on."""
     out = tmp_path_factory.mktemp("two")
     before = dict(os.environ)
     os.environ["PYTHONPATH"] = str(ROOT)
     try:
-        assert spread([*RUNNER, str(out), "kinds=labels,masked,sharded", "ema=0.9"], 2) == 0
+        kinds = "labels,masked,sharded,contrastive,queue,queue-sharded,retrieval"
+        assert spread([*RUNNER, str(out), f"kinds={kinds}", "ema=0.9"], 2) == 0
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -74,6 +79,26 @@ def test_two_processes_do_what_one_does_with_the_same_batch(
     assert len(_steps(tmp_path)) == 3
     for one, both in zip(_steps(tmp_path), _steps(two / kind), strict=True):
         assert one == pytest.approx(both, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["contrastive", "queue", "queue-sharded", "retrieval"])
+def test_clips_of_two_processes_are_compared_as_those_of_one(kind: str, two: Path, tmp_path: Path) -> None:
+    """Negatives of all processes with their gradients: plain descent's steps are the gradients, half as large."""
+    alone, together = _run(kind, tmp_path), load_file(two / kind / "final.safetensors")
+    start = plan_of(kind, OPTIM, RunConfig(device="cpu")).model.state_dict()
+    assert _worst(alone, start) > 1e-3, "it has learnt"
+    assert _worst(alone, together) < 1e-5
+    assert len(_steps(tmp_path)) == 3
+    for one, both in zip(_steps(tmp_path), _steps(two / kind), strict=True):
+        assert one == pytest.approx(both, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["queue", "queue-sharded"])
+def test_the_queue_and_the_momentum_weights_are_the_same_in_all_processes(kind: str, two: Path) -> None:
+    first, second = (load_file(two / kind / f"{name}.safetensors") for name in ("final", "final-1"))
+    assert {"objectives.contrastive.queue", "objectives.contrastive.follower.1.0.weight"} <= first.keys()
+    assert first["objectives.contrastive.cursor"] == 3 * 2 * 7 % 20, "every clip of every step went in"
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_sharded_run_leaves_a_checkpoint_that_one_process_loads(two: Path, tmp_path: Path) -> None:

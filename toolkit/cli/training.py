@@ -85,12 +85,13 @@ def probe(recipe: RecipeFile = None, out: Out = Path("runs/probe"), set_: Set = 
 def prune(
     student: Annotated[Path, typer.Argument(help="Folder of the trained student.")],
     recipe: RecipeFile = None, teacher: Teacher = None, out: Out = Path("runs/pruned"), set_: Set = None,
-    as_json: Json = False,
+    processes: Processes = 1, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Remove channels from a student and recover by distillation.
 
     Example: **vidon prune runs/student recipe.toml --teacher runs/teacher --set prune.ratio=0.5**
     """
+    in_processes(processes, "prune", student, recipe, sets=set_, teacher=teacher, out=out, json=as_json)
     from train.stages import prune as stage
 
     _trained(stage(recipe_of(recipe, set_), out, student, teacher), as_json)

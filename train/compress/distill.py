@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from train.data.batch import sent
+
 __all__ = ["clip_logits", "distillation_loss"]
 
 
@@ -32,7 +34,7 @@ def distillation_loss(
     count = asked.shape[1]
     answers = torch.cat([clip_logits(logits_BTK, warmup), asked.reshape(-1, classes)])
     weights = torch.cat([torch.full((len(labels),), 1.0), torch.full((len(labels) * count,), 0.5 / count)])
-    weights = (weights / weights.sum()).to(answers.device)
+    weights = sent(weights / weights.sum(), answers.device)
     targets = torch.cat([labels, labels.repeat_interleave(count, 0)])
     hard = _hard(answers, targets, smoothing)
     if teacher_BK is None:

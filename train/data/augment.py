@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from train.data.batch import sent
 from train.data.clips import Augment
 
 __all__ = ["OPERATIONS", "TURNING", "ClipAugment", "cutmix", "mixup", "rand_augment", "soft"]
@@ -72,7 +73,7 @@ def soft(labels: Tensor, classes: int) -> Tensor:
 def mixup(clips_BTCHW: Tensor, labels_BK: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Blend each clip with another one of the batch, and their labels alike."""
     share = _beta(alpha, generator)
-    other = torch.randperm(len(clips_BTCHW), generator=generator)
+    other = sent(torch.randperm(len(clips_BTCHW), generator=generator), clips_BTCHW.device)
     return (
         share * clips_BTCHW + (1 - share) * clips_BTCHW[other],
         share * labels_BK + (1 - share) * labels_BK[other],
@@ -86,7 +87,7 @@ def cutmix(clips_BTCHW: Tensor, labels_BK: Tensor, alpha: float, generator: torc
     rows, cols = round(height * edge), round(width * edge)
     top = int(torch.randint(height - rows + 1, (), generator=generator))
     left = int(torch.randint(width - cols + 1, (), generator=generator))
-    other = torch.randperm(len(clips_BTCHW), generator=generator)
+    other = sent(torch.randperm(len(clips_BTCHW), generator=generator), clips_BTCHW.device)
     mixed = clips_BTCHW.clone()
     window = (..., slice(top, top + rows), slice(left, left + cols))
     mixed[window] = clips_BTCHW[other][window]

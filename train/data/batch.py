@@ -8,12 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from train.data.decode import Timeline
 
-__all__ = ["Batch", "Decoding", "Source"]
+__all__ = ["Batch", "Decoding", "Source", "sent"]
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; from pinned memory a copy to a GPU keeps neither side waiting."""
+    pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+    return pinned.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +32,7 @@ class Batch:
     unknown. boxes: float32 (B, T, M, 4) as x1 y1 x2 y2 in pixels of the picture, with box_labels: int64 (B, T, M),
     -1 where there is no box. left_out: places of broken videos met on the way to this batch, and what is wrong.
     timelines: of those videos, by place, whose timeline was not known before.
+    shares: videos in the parts of all processes at this moment, empty in a single process.
     """
 
     pictures: Tensor
@@ -35,6 +43,7 @@ class Batch:
     box_labels: Tensor | None = None
     left_out: dict[int, str] = field(default_factory=dict)
     timelines: dict[int, "Timeline"] = field(default_factory=dict)
+    shares: tuple[int, ...] = ()
 
     @property
     def first(self) -> Tensor:

@@ -23,7 +23,7 @@ from toolkit.files import write_bytes
 from toolkit.preprocess import Preprocess
 from toolkit.progress import note, track
 from toolkit.video import read_pictures
-from train.data.batch import Batch
+from train.data.batch import Batch, sent
 from train.data.decode import Decoded
 from train.data.index import Clip, Dataset
 from train.data.opening import open_clip
@@ -252,7 +252,7 @@ def normalise(pictures: npt.NDArray[np.uint8] | Tensor, preprocess: Preprocess) 
 def normalise_on_device(pictures: Tensor, preprocess: Preprocess) -> Tensor:
     """The same values by the same table, looked up where the pictures are."""
     levels = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, axis=2)  # every byte as a 1x1 picture
-    table = torch.from_numpy(preprocess.normalise(levels[:, None])).reshape(256, 3).to(pictures.device)
+    table = sent(torch.from_numpy(preprocess.normalise(levels[:, None])).reshape(256, 3), pictures.device)
     return torch.stack([table[:, channel][pictures[..., channel].int()] for channel in range(3)], -3)
 
 
@@ -278,23 +278,23 @@ class Augment:
         batch, frames, channels, height, width = clips.shape
         device = clips.device  # draws are made on the CPU, the same on every device
         if self._mirror:
-            flip = (torch.rand(batch, generator=generator) < 0.5).to(device)
+            flip = sent(torch.rand(batch, generator=generator) < 0.5, device)
             clips = torch.where(flip[:, None, None, None, None], clips.flip(-1), clips)
             labels_B = self._mirrored(labels_B, flip)
         scale = torch.empty(batch).uniform_(0.8, 1.0, generator=generator)
         shift = torch.empty(2, batch).uniform_(-1, 1, generator=generator) * (1 - scale)
         zero = torch.zeros(batch)
         theta = torch.stack([torch.stack([scale, zero, shift[0]], 1), torch.stack([zero, scale, shift[1]], 1)], 1)
-        grid = functional.affine_grid(theta.to(device), [batch, 1, height, width], align_corners=False)
+        grid = functional.affine_grid(sent(theta, device), [batch, 1, height, width], align_corners=False)
         folded = clips.reshape(batch, frames * channels, height, width)
         clips = functional.grid_sample(folded, grid, align_corners=False, padding_mode="reflection")
-        gain = torch.empty(batch, 1, 1, 1).uniform_(0.8, 1.2, generator=generator).to(device)
-        lift = torch.empty(batch, 1, 1, 1).uniform_(-0.2, 0.2, generator=generator).to(device)
+        gain = sent(torch.empty(batch, 1, 1, 1).uniform_(0.8, 1.2, generator=generator), device)
+        lift = sent(torch.empty(batch, 1, 1, 1).uniform_(-0.2, 0.2, generator=generator), device)
         return (clips * gain + lift).reshape(batch, frames, channels, height, width), labels_B
 
     def _mirrored(self, labels: Tensor, flip_B: Tensor) -> Tensor:
         """Labels (B,), or multi-hot ones (B, K), of clips of which some were mirrored."""
-        partner = self._partner.to(labels.device)
+        partner = sent(self._partner, labels.device)
         if labels.ndim == 1:
             return torch.where(flip_B, partner[labels], labels)
         swapped = labels @ functional.one_hot(partner, len(partner)).to(labels.dtype)

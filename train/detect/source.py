@@ -19,7 +19,7 @@ from toolkit.errors import UserError
 from toolkit.preprocess import FrameSampler, Preprocess
 from toolkit.progress import track
 from toolkit.video import extent
-from train.data.batch import Batch
+from train.data.batch import Batch, sent
 from train.data.clips import normalise
 
 __all__ = ["BoxedVideo", "Windows", "augment", "count_windows", "load_boxed", "padded"]
@@ -167,13 +167,13 @@ def augment(
         [torch.stack([scale * flip, zero, shift[0]], 1), torch.stack([zero, scale, shift[1]], 1)], 1
     )  # fmt: skip
     device = clips.device  # draws are made on the CPU, the same on every device
-    grid = functional.affine_grid(theta.to(device), [count, 1, height, width], align_corners=False)
+    grid = functional.affine_grid(sent(theta, device), [count, 1, height, width], align_corners=False)
     folded = clips.reshape(count, frames * channels, height, width)
     clips = functional.grid_sample(folded, grid, align_corners=False, padding_mode="border")
     clips = clips.reshape(count, frames, channels, height, width)
-    gain = torch.empty(count, 1, channels, 1, 1).uniform_(0.8, 1.2, generator=generator).to(device)
-    lift = torch.empty(count, 1, channels, 1, 1).uniform_(-0.2, 0.2, generator=generator).to(device)
-    draw = (scale.to(device), shift.to(device), flip.to(device))
+    gain = sent(torch.empty(count, 1, channels, 1, 1).uniform_(0.8, 1.2, generator=generator), device)
+    lift = sent(torch.empty(count, 1, channels, 1, 1).uniform_(-0.2, 0.2, generator=generator), device)
+    draw = (sent(scale, device), sent(shift, device), sent(flip, device))
     boxes, labels = _moved(boxes, labels, draw, (height, width))
     return clips * gain + lift, boxes, labels
 

@@ -4,14 +4,18 @@ Both return the way back, so that the trained model is the plain one that was gi
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["blocks_of", "compile_in_place", "recompute"]
+from toolkit.errors import UserError
+
+__all__ = ["blocks_of", "compile_in_place", "need_compiler", "recompute"]
+
+_VERSIONS = 8  # of each block's code: sizes of parts, precisions
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
@@ -40,8 +44,16 @@ def recompute(block: nn.Module) -> Callable[[], None]:
             return forward(*arguments, **options)
         return checkpoint(forward, *arguments, use_reentrant=False, context_fn=contexts, **options)
 
+    before = vars(block).get("forward")
     block.forward = lean
-    return lambda: delattr(block, "forward")
+
+    def undo() -> None:
+        if before is None:
+            del block.forward
+        else:
+            block.forward = before
+
+    return undo
 
 
 @contextlib.contextmanager
@@ -58,11 +70,52 @@ def _still(norms: list[Any]) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
-def compile_in_place(block: nn.Module) -> Callable[[], None]:
-    """Compile the block's forward; its name and its state stay as they are."""
-    block.compile()
+def compile_in_place(blocks: Sequence[nn.Module]) -> Callable[[], None]:
+    """Compile the blocks' training pass; their names and their state stay as they are.
+
+    Evaluation goes uncompiled: for batches of other sizes, without gradients, all would be compiled once more.
+    """
+    from torch._dynamo import config
+
+    limits = config.recompile_limit, config.accumulated_recompile_limit
+    # Blocks of one class share a limit of 8 versions, beyond which torch stops compiling without an error.
+    config.recompile_limit = max(limits[0], _VERSIONS * len(blocks))
+    config.accumulated_recompile_limit = max(limits[1], _VERSIONS * len(blocks))
+    undos = [_compile(block) for block in blocks]
 
     def undo() -> None:
-        block._compiled_call_impl = None
+        config.recompile_limit, config.accumulated_recompile_limit = limits
+        for each in undos:
+            each()
 
     return undo
+
+
+def _compile(block: nn.Module) -> Callable[[], None]:
+    plain = block.forward
+    fast = torch.compile(plain)
+
+    def forward(*arguments: Any, **options: Any) -> Any:
+        return (fast if block.training else plain)(*arguments, **options)
+
+    block.forward = forward
+    return lambda: delattr(block, "forward")
+
+
+def need_compiler(device: torch.device) -> None:
+    """Refuse early, and in one line, what torch would refuse late and in a hundred.
+
+    Raises:
+        UserError: there is no compiler for this device's code.
+    """
+    if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except (InvalidCxxCompiler, RuntimeError) as error:
+            raise UserError(
+                "run.compile = true needs a C++ compiler and finds none: install g++ (or name one in CXX), or set "
+                "run.compile = false"
+            ) from error

@@ -9,7 +9,7 @@ batches and goes out with later requests; pictures lie in shared memory, all els
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,10 @@ __all__ = ["Feed", "Order", "Part"]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One process's part of a step: places in the source, and its weight in the mean over the whole batch."""
+    """One process's part of a step: places in the source, and its weight in the mean over the whole batch.
+
+    ``shares``: videos in the parts that all processes take at the same time, empty in a single process.
+    """
 
     step: int
     number: int
@@ -35,6 +38,7 @@ class Part:
     seed: int
     weight: float
     last: bool
+    shares: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,9 @@ class Order:
             number = index * self.processes + self.rank
             places = tuple(pieces[number].tolist())
             weight = len(places) * self.processes / len(chosen)
-            yield Part(step, number, places, cut, weight, index == self.accumulate - 1)
+            beside = pieces[index * self.processes : (index + 1) * self.processes]
+            shares = tuple(len(piece) for piece in beside) if self.processes > 1 else ()
+            yield Part(step, number, places, cut, weight, index == self.accumulate - 1, shares)
 
 
 #: A part, and what is known of its files.
@@ -130,6 +136,7 @@ class Feed:
         self, source: Source, order: Order, start: int, views: int, workers: int, device: torch.device
     ) -> None:
         self._device, self._pin = device, device.type == "cuda"
+        self._lane = _lane(device) if self._pin else None  # copies run beside the step before
         self._parts = order.parts(start)
         self._source, self._views = source, views
         self._loader: Iterator[dict[str, Any] | str] | None = None
@@ -140,7 +147,13 @@ class Feed:
     def next(self) -> tuple[Part, Batch]:
         """The next part and its batch."""
         ready, self._ahead = self._ahead, None
-        return ready or self._fetch()
+        part, batch = ready or self._fetch()
+        if self._lane is not None:
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_stream(self._lane)
+            for tensor in _tensors(batch):
+                tensor.record_stream(stream)  # made on the lane, used here: not to be given away before that
+        return part, batch
 
     def prepare(self) -> None:
         """Fetch one part ahead while a GPU works; on a CPU there would be nothing to gain."""
@@ -157,7 +170,8 @@ class Feed:
     def _fetch(self) -> tuple[Part, Batch]:
         part = next(self._parts)
         batch = self._source.batch(part.places, part.seed, self._views) if self._loader is None else self._received()
-        batch = _to(batch, self._device, self._pin and self._loader is None)
+        with torch.cuda.stream(self._lane):
+            batch = _to(replace(batch, shares=part.shares), self._device, self._pin and self._loader is None)
         return part, batch
 
     def _received(self) -> Batch:
@@ -197,6 +211,17 @@ def _one_thread(worker: int) -> None:
     """Workers decode side by side, each on one thread."""
     torch.set_num_threads(1)
     opencv().setNumThreads(1)
+
+
+def _lane(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _tensors(batch: Batch) -> Iterator[Tensor]:
+    for item in fields(Batch):
+        value = getattr(batch, item.name)
+        parts = value.values() if isinstance(value, dict) else (value,)
+        yield from (part for part in parts if isinstance(part, Tensor))
 
 
 def _to(batch: Batch, device: torch.device, pin: bool) -> Batch:

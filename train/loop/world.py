@@ -21,9 +21,9 @@ from accelerate.utils import (
 )
 from torch import Tensor, nn
 
-from toolkit.errors import UnavailableDevice
+from toolkit.errors import UnavailableDevice, UserError
 from toolkit.recipe import RunConfig
-from train.loop.blocks import blocks_of, compile_in_place, recompute
+from train.loop.blocks import blocks_of, compile_in_place, need_compiler, recompute
 from train.loop.checkpoint import sharded, whole
 
 __all__ = ["World", "is_main", "launched", "main_first", "wait_for_all"]
@@ -85,12 +85,15 @@ class World:
         self._shards: bool = self.accelerator.is_fsdp2
         for module in (model, *beside):
             module.to(self.device)
+        if self._shards:  # torch 2.13 cuts contiguous weights only
+            model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         for module in beside:
             module.eval().requires_grad_(False)
+        if run.compile:
+            need_compiler(self.device)
+            self._undo.append(compile_in_place(blocks_of(model) or [model]))
         if run.checkpointing:
             self._undo += [recompute(block) for block in blocks_of(model)]
-        if run.compile:
-            self._undo += [compile_in_place(block) for block in blocks_of(model) or [model]]
         self._within: nn.Module = Within(model)
 
     def wrap(self, optimizer: torch.optim.Optimizer) -> None:
@@ -133,7 +136,7 @@ class World:
     def close(self) -> None:
         """Give the model back: whole, plain, on the CPU."""
         self.reshard()
-        for undo in self._undo:
+        for undo in reversed(self._undo):
             undo()
         if self._shards:
             _unshard(self._within)
@@ -185,6 +188,11 @@ def _sharding(run: RunConfig, model: nn.Module) -> FullyShardedDataParallelPlugi
     """Shard by repeated block. Weights are gathered in bf16 unless batch norms need float weights."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
+    if any(getattr(getattr(module, "config", None), "merge", 0) for module in model.modules()):
+        raise UserError(
+            'teacher.merge works inside the blocks, which run.strategy = "fsdp2" holds in shards: train with merge = 0 '
+            '(it can be set afterwards) or with strategy = "ddp"'
+        )
     kinds = sorted({type(block).__name__ for block in blocks_of(model)})
     normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     narrow = torch.bfloat16 if run.precision == "bf16" and not normed else None

@@ -199,6 +199,13 @@ class InvertedResidual(nn.Module):
         self.temporal = temporal
         self.stride = stride
 
+    def forward(self, x_NCHW: Tensor, batch: int, frames: int) -> Tensor:
+        """Clip form. A call of the block itself, so that it can be compiled, recomputed or sharded as one."""
+        if self.temporal is None:
+            return self.merge(x_NCHW, x_NCHW)
+        x_BTCHW: Tensor = x_NCHW.unflatten(0, (batch, frames))  # type: ignore[no-untyped-call]
+        return self.merge(x_NCHW, self.temporal.clip(x_BTCHW).flatten(0, 1))  # type: ignore[operator]
+
     def merge(self, x: Tensor, looked: Tensor) -> Tensor:
         """Branch over the temporal module's output, plus the untouched input where shapes allow."""
         y: Tensor = self.branch(looked)
@@ -322,10 +329,7 @@ class StreamStudent(nn.Module):
         batch, frames = clip_BTCHW.shape[:2]
         x = self.stem(self.look.clip(clip_BTCHW).flatten(0, 1))
         for block in self._blocks():
-            looked = x
-            if block.temporal is not None:
-                looked = block.temporal.clip(x.unflatten(0, (batch, frames))).flatten(0, 1)  # type: ignore[operator]
-            x = block.merge(x, looked)
+            x = block(x, batch, frames)
         return self.readout.clip(x.unflatten(0, (batch, frames)))
 
     def backbone(self, frames_NCHW: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.errors import UserError
-from train.data.batch import Batch
+from train.data.batch import Batch, sent
 from train.objectives.features import Encoder, borrow, pooled, shape_of
 from train.objectives.motion import direction_class, motion_of
 
@@ -67,7 +67,7 @@ def played(clip_CTHW: Tensor, way: Way) -> Tensor:
     frames = clip_CTHW.shape[1]
     there = torch.arange(-(-frames // 2)) * (2 if way == "fast" else 1)
     order = torch.cat([there, there.flip(0)])[:frames].clamp(max=frames - 1)
-    return clip_CTHW[:, order.to(clip_CTHW.device)]
+    return clip_CTHW[:, sent(order, clip_CTHW.device)]
 
 
 class Attributes(nn.Module):

@@ -5,8 +5,8 @@ times (CVRL, Qian et al. 2021, arXiv:2008.03800). Without momentum every other c
 (SimCLR, arXiv:2002.05709); with it the keys come from a slowly following copy of the encoder, and a queue may hold
 keys of earlier batches (MoCo, He et al. 2020, arXiv:1911.05722). ``reversed`` adds each clip played backwards as a
 negative, so that the features must hold motion and not only the scene (after SCVRL, Dorkenwald et al. 2022,
-arXiv:2205.11710). Negatives are those of one process and one part of an accumulated
-batch.
+arXiv:2205.11710). Negatives come from all processes, with their gradients, and from one part of an accumulated batch.
+Shapes: n videos of this process, N of all, V views and reversed views, D width, Q = 2n queries, K keys.
 """
 
 import copy
@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from train.data.batch import Batch
 from train.loop.checkpoint import sharded
+from train.loop.gather import of_all
 from train.objectives.features import Encoder, borrow, pooled, shape_of
 from train.objectives.views import Strength, strong
 
@@ -49,14 +50,17 @@ class Config(BaseModel):
         return self
 
 
-def info_nce(query_QD: Tensor, key_KD: Tensor, temperature: float, hidden_QK: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of finding the q-th key for the q-th query among all K >= Q keys; and how often it is found.
+def info_nce(
+    query_QD: Tensor, key_KD: Tensor, temperature: float, hidden_QK: Tensor, wanted_Q: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of finding the ``wanted`` key for each query among all; and how often it is found.
 
-    Vectors have unit length. Where ``hidden`` is true, a key is no negative of that query.
+    Vectors have unit length. Where ``hidden`` is true, a key is no negative of that query. By default the q-th key
+    is wanted for the q-th query.
     """
     with torch.autocast(query_QD.device.type, enabled=False):  # bf16 has too few digits for a small temperature
         logits = (query_QD.float() @ key_KD.float().T / temperature).masked_fill(hidden_QK, -torch.inf)
-        wanted = torch.arange(len(query_QD), device=query_QD.device)
+        wanted = torch.arange(len(query_QD), device=query_QD.device) if wanted_Q is None else wanted_Q
         return functional.cross_entropy(logits, wanted), (logits.argmax(1) == wanted).float().mean()
 
 
@@ -106,12 +110,15 @@ class Contrastive(nn.Module):
             query = self._project(clips)
             with torch.no_grad():
                 keys = self._keys(torch.cat([clips, back]))
-        own, rest = keys[: len(query)], keys[len(query) :]
-        among = torch.cat([own.roll(len(one), 0), rest, self.queue.clone()])
-        hidden = torch.eye(len(query), len(among), dtype=torch.bool, device=among.device)
-        hidden[:, : len(query)] = hidden[:, : len(query)].roll(len(one), 1)
-        loss, hits = info_nce(query, among, self.config.temperature, hidden)
-        self._remember(own)
+        views_nVD = keys.reshape(-1, len(one), keys.shape[1]).transpose(0, 1)
+        views_NVD, start = of_all(views_nVD, batch)
+        every, own = len(views_NVD), torch.arange(start, start + len(one), device=keys.device)
+        keys_KD = views_NVD.transpose(0, 1).flatten(0, 1)
+        among = torch.cat([keys_KD, self.queue.clone()])
+        hidden = torch.zeros(len(query), len(among), dtype=torch.bool, device=keys.device)
+        hidden.scatter_(1, torch.cat([own, own + every])[:, None], True)
+        loss, hits = info_nce(query, among, self.config.temperature, hidden, torch.cat([own + every, own]))
+        self._remember(keys_KD[: 2 * every])
         return {"loss": loss, "accuracy": hits}
 
     def _project(self, clip_BCTHW: Tensor) -> Tensor:

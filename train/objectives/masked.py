@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.errors import UserError
-from train.data.batch import Batch
+from train.data.batch import Batch, sent
 from train.models.vit import Block, TubeletViT, sincos_positions
 from train.objectives.features import Encoder, borrow
 
@@ -117,7 +117,7 @@ class MaskedAutoencoder(nn.Module):
 
         ``mask_BN`` is best on the CPU, where :func:`tube_mask` makes it: then nothing waits for a GPU.
         """
-        seen_BS, hidden_BM = (_sent(places, clip_BCTHW.device) for places in parted(mask_BN.cpu()))
+        seen_BS, hidden_BM = (sent(places, clip_BCTHW.device) for places in parted(mask_BN.cpu()))
         seen = self.encoder.encode(picked(self.encoder.tokens(clip_BCTHW), seen_BS))
         positions = self.positions
         assert isinstance(positions, Tensor)
@@ -126,11 +126,6 @@ class MaskedAutoencoder(nn.Module):
         asked = self.hidden_token + picked(places, hidden_BM)
         decoded = self.decoder(torch.cat([shown, asked], 1))[:, shown.shape[1] :]
         return self.predict(self.norm(decoded)), picked(self.targets(clip_BCTHW), hidden_BM)
-
-
-def _sent(places: Tensor, device: torch.device) -> Tensor:
-    """From pinned memory a copy to a GPU does not wait either."""
-    return places.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else places.to(device)
 
 
 class Config(BaseModel):

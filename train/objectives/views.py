@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
+from train.data.batch import sent
+
 __all__ = ["Strength", "strong"]
 
 _SUM = sum(math.exp(-0.5 * x * x) for x in range(-2, 3))
@@ -39,7 +41,7 @@ def strong(clip_BCTHW: Tensor, strength: Strength, generator: torch.Generator) -
     batch = len(clip_BCTHW)
 
     def draw(low: float, high: float) -> Tensor:
-        return torch.empty(batch, 1, 1, 1, 1).uniform_(low, high, generator=generator).to(clip_BCTHW.device)
+        return sent(torch.empty(batch, 1, 1, 1, 1).uniform_(low, high, generator=generator), clip_BCTHW.device)
 
     aspect = min(0.3, -math.log(strength.area))
     clip = _crop(clip_BCTHW, draw(strength.area, 1.0), draw(-aspect, aspect), draw(-1, 1), draw(-1, 1),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from train.data.batch import Batch
+from train.loop.gather import of_all
 from train.tasks.figure import new_figure, save_figure
 
 __all__ = ["Retrieval", "alike", "knn_answers", "make", "neighbours"]
@@ -56,16 +57,17 @@ class Retrieval:
         return _Unit() if self.width is None else nn.Sequential(nn.Linear(width, self.width), _Unit())
 
     def loss(self, batch: Batch, outputs: Tensor) -> Tensor:
-        """Supervised contrastive loss over the batch; a clip that is alone in its class is not asked."""
+        """Supervised contrastive loss over the batch of all processes; a clip alone in its class is not asked."""
         unit = functional.normalize(outputs, dim=1)
-        itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
-        logits = (unit @ unit.T / self.temperature).masked_fill(itself, float("-inf"))
-        log_p = logits.log_softmax(1).masked_fill(itself, 0.0)
-        positive = _same(batch.labels, batch.labels) & ~itself
-        counts = positive.sum(1)
-        asked = counts > 0
-        mean = -(log_p * positive).sum(1)[asked] / counts[asked]
-        return mean.mean() if bool(asked.any()) else logits.masked_fill(itself, 0.0).sum() * 0.0
+        (every, start), (labels, _) = of_all(unit, batch), of_all(batch.labels, batch)
+        itself = torch.eye(len(every), dtype=torch.bool, device=unit.device)
+        positive = _same(labels, labels) & ~itself
+        own = slice(start, start + len(unit))
+        logits = (unit @ every.T / self.temperature).masked_fill(itself[own], float("-inf"))
+        log_p = logits.log_softmax(1).masked_fill(itself[own], 0.0)
+        terms = -(log_p * positive[own]).sum(1) / positive[own].sum(1).clamp(min=1)
+        # The mean over the clips that are asked, whichever process holds them; their share is not that of the clips.
+        return terms.mean() * len(every) / positive.any(1).sum().clamp(min=1)
 
     def metrics(self, outputs: Floats, targets: Labels) -> dict[str, Any]:
         """Leave-one-out: every clip asks all others. As :meth:`against` with the clip itself left out."""
