@@ -6,6 +6,7 @@ import path first, and then each sibling package is checked to be the one beside
 
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def main() -> None:
     """Run the command line."""
     _drop_current_folder()
     _open_closed_streams()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what stops a service ends as orderly as Ctrl-C
     hidden = _hidden_sibling()
     if hidden is not None:
         print(f"error: {hidden}", file=sys.stderr)
