@@ -143,6 +143,8 @@ def _check(bundle: Bundle, session: Session, source: str, sinks: Sequence[Sink],
         )
     if options.window < 1:
         raise UserError(f"window is {options.window}: averaging needs at least 1 step")
+    if options.duration_s is not None and not options.duration_s > 0:
+        raise UserError(f"duration is {options.duration_s:g}: give seconds above 0, or leave it out to run to the end")
     for sink in sinks:
         if isinstance(sink, VideoSink) and sink.path.resolve() == Path(source).resolve():
             raise UserError(f"cannot write {sink.path}: it is the video being played; choose another name")

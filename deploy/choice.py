@@ -65,7 +65,7 @@ def load_choice(bundle: Bundle) -> Choice | None:
     """The choice measured for this bundle on this machine, if there is one."""
     try:
         file = choice_file(bundle)
-        choice = Choice.model_validate_json(file.read_text())
+        choice = Choice.model_validate_json(file.read_bytes())
     except (OSError, UserError):  # never measured, or nowhere to keep it
         return None
     except (ValueError, ValidationError):

@@ -105,6 +105,6 @@ def load_estimate(folder: Path) -> Estimate | None:
     if not file.is_file():
         return None
     try:
-        return Estimate.model_validate_json(file.read_text())
+        return Estimate.model_validate_json(file.read_bytes())
     except (ValidationError, UnicodeDecodeError) as error:
         raise BundleError(f"{file} is damaged ({str(error).splitlines()[0]}): export the bundle again") from error

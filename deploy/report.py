@@ -178,7 +178,7 @@ def load_report(path: Path) -> Report:
     if not file.is_file():
         raise UserError(f"report {file} does not exist: give a report.json or the folder that holds one")
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = json.loads(file.read_bytes())
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(f"report {file} is not valid JSON ({error}): write it again with  vidon report") from error
     version = raw.get("schema_version") if isinstance(raw, dict) else None

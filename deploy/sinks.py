@@ -20,7 +20,7 @@ from toolkit.contract import Answer, chosen
 from toolkit.cv import opencv
 from toolkit.detection import Found
 from toolkit.errors import UserError
-from toolkit.files import writable_dir
+from toolkit.files import writable_dir, writing
 from toolkit.preprocess import FrameSampler
 
 __all__ = ["EventSink", "Look", "Sink", "VideoSink", "WindowSink"]
@@ -257,8 +257,9 @@ class EventSink:
         if look.boxes is not None:
             event["boxes"] = _rows(look.boxes, look.labels)
         try:
-            self._stream.write(json.dumps(event, ensure_ascii=False) + "\n")
-            self._stream.flush()
+            with writing(Path("to standard output")):
+                self._stream.write(json.dumps(event, ensure_ascii=False) + "\n")
+                self._stream.flush()
         except BrokenPipeError:
             return False
         return True

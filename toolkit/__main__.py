@@ -5,6 +5,8 @@ import path first, and then each sibling package is checked to be the one beside
 """
 
 import importlib.util
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +18,13 @@ _HOME = Path(__file__).resolve().parents[1]
 def _drop_current_folder() -> None:
     here = Path.cwd().resolve()
     sys.path[:] = [entry for entry in sys.path if entry and (Path(entry).resolve() != here or here == _HOME)]
+
+
+def _open_closed_streams() -> None:
+    """A service may start without standard streams (``>&-``): Python then has None where all expect a file."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
 
 
 def _hidden_sibling() -> str | None:
@@ -31,6 +40,8 @@ def _hidden_sibling() -> str | None:
 def main() -> None:
     """Run the command line."""
     _drop_current_folder()
+    _open_closed_streams()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what stops a service ends as orderly as Ctrl-C
     hidden = _hidden_sibling()
     if hidden is not None:
         print(f"error: {hidden}", file=sys.stderr)

@@ -168,44 +168,45 @@ def open_bundle(path: Path, check: bool = True) -> Bundle:
     if not path.exists():
         raise UserError(f"bundle {path} does not exist: check the path, or make one with  vidon export")
     root = path if path.is_dir() else _unpack(path)
-    manifest = _read_manifest(root)
+    manifest = _read_manifest(root, path)
     if check:
-        _check_files(root, manifest)
+        _check_files(root, manifest, path)
     return Bundle(root=root, manifest=manifest)
 
 
-def _read_manifest(root: Path) -> Manifest:
+def _read_manifest(root: Path, path: Path) -> Manifest:
+    """``path`` is what people know the bundle by, perhaps a zip."""
     file = root / "manifest.json"
     if not file.is_file():
-        raise BundleError(f"{root} is not a bundle: it has no manifest.json")
+        raise BundleError(f"{path} is not a bundle: it has no manifest.json")
     try:
-        raw = json.loads(file.read_text())
+        raw = json.loads(file.read_bytes())
         version = raw["schema_version"]
         if isinstance(version, int) and version > SCHEMA:
-            raise BundleError(f"bundle {root} has schema {version}, this vidon reads up to {SCHEMA}: upgrade vidon")
+            raise BundleError(f"bundle {path} has schema {version}, this vidon reads up to {SCHEMA}: upgrade vidon")
         return Manifest.model_validate(raw)
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         first = str(error).splitlines()[0]
-        raise BundleError(f"bundle {root}: manifest.json is damaged ({first}); copy the bundle again") from error
+        raise BundleError(f"bundle {path}: manifest.json is damaged ({first}); copy the bundle again") from error
 
 
-def _check_files(root: Path, manifest: Manifest) -> None:
+def _check_files(root: Path, manifest: Manifest, path: Path) -> None:
     for name, digest in manifest.files.items():
         file = root / name
         if not file.resolve().is_relative_to(root.resolve()):
-            raise BundleError(f"bundle {root}: {name} points outside the bundle; do not use it")
+            raise BundleError(f"bundle {path}: {name} points outside the bundle; do not use it")
         if not file.is_file():
-            raise BundleError(f"bundle {root}: {name} is missing; copy the bundle again")
+            raise BundleError(f"bundle {path}: {name} is missing; copy the bundle again")
         if sha256(file) != digest:
-            raise BundleError(f"bundle {root}: {name} was changed or damaged (checksum differs); copy the bundle again")
+            raise BundleError(f"bundle {path}: {name} was changed or damaged (checksum differs); copy the bundle again")
     for artefact in manifest.artefacts:
         if f"{artefact.folder}/{artefact.entry}" not in manifest.files:
-            raise BundleError(f"bundle {root}: {artefact.key} is of a file without a checksum ({artefact.entry})")
+            raise BundleError(f"bundle {path}: {artefact.key} is of a file without a checksum ({artefact.entry})")
     # Runtimes open some files because they lie there (a batch's, an estimate's): none may come in unchecked.
     for file in sorted((root / "models").rglob("*")):
         name = file.relative_to(root).as_posix()
         if file.is_file() and not file.name.startswith(".") and name not in manifest.files:
-            raise BundleError(f"bundle {root}: {name} is not of this bundle; remove it")
+            raise BundleError(f"bundle {path}: {name} is not of this bundle; remove it")
 
 
 def _unpack(path: Path) -> Path:

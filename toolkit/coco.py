@@ -176,7 +176,7 @@ def _load(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"boxes {path} do not exist: give the COCO JSON file (data.root in the recipe, or --data)")
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise UserError(f"boxes {path} are not readable JSON: {error}") from error
     for part in PARTS if isinstance(raw, dict) else ():

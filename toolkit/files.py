@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ from toolkit.errors import UserError
 
 __all__ = ["fresh_dir", "replacing", "sha256", "writable_dir", "write_bytes", "write_json", "write_text", "writing"]
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_FRESH_S = 60.0
 _DISK_TROUBLE = {
     errno.ENOSPC: "no space left on the disk: free some space and run again",
     errno.EDQUOT: "the disk quota is used up: free some space and run again",
@@ -116,18 +123,21 @@ def write_json(path: Path, value: Any) -> Path:
 def fresh_dir(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that takes the place of ``path`` only if the block succeeds.
 
-    An older ``path`` stays untouched until the very end; on any error nothing is left behind.
+    An older ``path`` stays untouched until the very end; on any error nothing is left behind. What a killed process
+    left beside ``path`` is cleared by the next one.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear(path)
         staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         staging.chmod(0o755)
-        try:
-            yield staging
-            _sync_tree(staging)
-            _swap(staging, path)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        with _held(staging):
+            try:
+                yield staging
+                _sync_tree(staging)
+                _swap(staging, path)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:
@@ -144,6 +154,38 @@ def _sync_tree(root: Path) -> None:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Lock a folder if no other process has it; the lock goes with the process. False where that cannot be known."""
+    if fcntl is None:
+        yield False
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
+
+
+def _clear(path: Path) -> None:
+    """Bring back a folder that a kill caught between the two renames; remove half-made ones that nobody holds."""
+    for beside in list(path.parent.iterdir()):
+        if not (beside.name.startswith(f".{path.name}.") and beside.is_dir() and not beside.is_symlink()):
+            continue
+        if (beside / "old").is_dir() and not path.exists():
+            os.replace(beside / "old", path)
+        # A folder that was made this very moment is not locked yet.
+        if time.time() - beside.stat().st_mtime > _FRESH_S:
+            with _held(beside) as free:
+                if free:
+                    shutil.rmtree(beside, ignore_errors=True)
 
 
 def _swap(staging: Path, path: Path) -> None:

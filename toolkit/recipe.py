@@ -334,7 +334,7 @@ def load_recipe(path: Path | None, overrides: tuple[str, ...] = ()) -> Recipe:
         if not path.is_file():
             raise UserError(f"recipe {path} does not exist: check the path")
         try:
-            raw = tomllib.loads(path.read_text())
+            raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a mark first
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"recipe {path} is not valid TOML: {error}") from error
     for override in overrides:

@@ -23,8 +23,8 @@ def recipe_text(name: str) -> str:
     path = _SHELF / f"{name}.toml"
     if name not in recipes():
         raise UserError(f"there is no recipe {name!r}{nearest(name, recipes())}; recipes: {', '.join(recipes())}")
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 def _purpose(path: Path) -> str:
-    return path.read_text().splitlines()[0].removeprefix("#").strip()
+    return path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()

@@ -82,7 +82,7 @@ def check_signature(bundle: Bundle, public: Path) -> None:
     if not file.is_file():
         raise BundleError(f"bundle {bundle.root} is not signed: ask its maker to run  vidon sign")
     try:
-        signature = base64.b64decode(json.loads(file.read_text())["signature"], validate=True)
+        signature = base64.b64decode(json.loads(file.read_bytes())["signature"], validate=True)
         key.verify(signature, (bundle.root / "manifest.json").read_bytes())
     except (ValueError, KeyError, TypeError, binascii.Error, InvalidSignature) as error:
         raise BundleError(

@@ -17,7 +17,7 @@ from deploy.export.litert import float_litert, int8_litert
 from deploy.export.onnx import NEWEST, float_onnx, int8_onnx
 from deploy.export.openvino import float_openvino, int8_openvino
 from deploy.export.step import Feeds, feeds_of, flat_step, golden_of, hushed
-from deploy.export.targeted import Sources, add_targets
+from deploy.export.targeted import Sources, add_targets, need_tools
 from deploy.export.torch import float_torch
 from deploy.runtimes import RUNTIMES, load
 from deploy.runtimes.litert_runtime import batch_file
@@ -26,12 +26,13 @@ from deploy.vela_config import MemorySystem, on_board
 from deploy.verify import check_artefact
 from toolkit.bundle import Artefact, Bundle, Manifest, Precision, create_bundle, open_bundle
 from toolkit.contract import Answer, Array, Contract
-from toolkit.errors import UserError
+from toolkit.errors import UserError, nearest
 from toolkit.preprocess import Preprocess
 from toolkit.progress import note, track
 
 __all__ = ["export_bundle", "golden_of", "targets_of"]
 
+_SPARE = 32 * 2**20  # bytes that conversion needs beside its copies of the weights
 _FILES = {"torch": "model.pt2", "onnxruntime": "model.onnx", "openvino": "model.xml", "litert": "model.tflite"}
 
 
@@ -39,10 +40,16 @@ def targets_of(runtimes: Sequence[str], precisions: Sequence[str], kind: str = "
     """Every (runtime, precision) asked for that exists: torch is fp32 only.
 
     Raises:
-        UserError: unknown runtime, or nothing is left.
+        UserError: unknown runtime or precision, or nothing is left.
     """
     for name in runtimes:
         load(name)
+    known = ("fp32", "int8")
+    for precision in precisions:
+        if precision not in known:
+            raise UserError(
+                f"unknown precision {precision!r}{nearest(precision, known)}; precisions: {', '.join(known)}"
+            )
     wanted: list[tuple[str, Precision]] = []
     for name in RUNTIMES:
         if name not in runtimes or name in COMPILED:
@@ -73,11 +80,12 @@ def export_bundle(
     Raises:
         UserError: nothing that was asked for can be made from this model; op, layer and a way out are named.
         ParityError: an artefact differs from torch; it is named, with by how much.
-        MissingDependency: an exporter's library is not installed.
+        MissingDependency, MissingTool: an exporter's library, or a chip's compiler, is not installed.
     """
     contract: Contract = model.contract().model_copy(update={"answer": answer})
     chips = targets_for(runtimes, targets)
     chips = chips if board is None else on_board(chips, board)
+    need_tools(chips)
     asked = targets_of([*runtimes, *(chip.runtime for chip in chips)], precisions, contract.kind)
     wanted, left_out = _possible(model, contract, asked, rollouts)
     golden = golden_of(model, golden_frames)
@@ -90,6 +98,7 @@ def export_bundle(
         tempfile.TemporaryDirectory(prefix="vidon-export-") as scratch,
         create_bundle(path, manifest, golden) as staging,
     ):
+        _need_room(model, Path(scratch))
         maker = _Maker(model, contract, rollouts, Path(scratch))
         artefacts = []
         for runtime, precision in track(wanted, "export"):
@@ -100,7 +109,7 @@ def export_bundle(
                 maker.make(runtime, precision)
                 for batch in batches if runtime == "litert" else ():
                     maker.make_batch(precision, batch)
-            shutil.copytree(maker.folder(runtime, precision), folder)
+            _copy(maker.folder(runtime, precision), folder)
             result = check_artefact(folder, artefact, contract, golden)
             note(f"  {artefact.key}: {result.summary}")
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -128,6 +137,30 @@ def _possible(
     if wanted and not kept:
         raise UserError(next(iter(left_out.values())))
     return kept, left_out
+
+
+def _need_room(model: Any, scratch: Path) -> None:
+    """Converters keep copies on the disk, and some end the whole process without a word when it is full.
+
+    Raises:
+        UserError: too little room.
+    """
+    need = _SPARE + 8 * sum(value.nbytes for value in model.state_dict().values())
+    free = shutil.disk_usage(scratch).free
+    if free < need:
+        raise UserError(
+            f"temporary folder {scratch.parent} has {free / 2**20:.0f} MiB free, converting needs about "
+            f"{need / 2**20:.0f}: free some space, or let TMPDIR name another folder"
+        )
+
+
+def _copy(source: Path, target: Path) -> None:
+    """File by file, so that an error of the disk keeps its number (shutil.copytree collects texts)."""
+    for file in sorted(source.rglob("*")):
+        place = target / file.relative_to(source)
+        if file.is_file():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
 
 
 def _put(manifest: Manifest, artefacts: tuple[Artefact, ...]) -> None:

@@ -27,7 +27,7 @@ from toolkit.contract import Contract
 from toolkit.errors import UserError
 from toolkit.progress import note, track
 
-__all__ = ["Sources", "add_targets"]
+__all__ = ["Sources", "add_targets", "need_tools"]
 
 _OPSET = 18  # rknn-toolkit2 2.5 reads up to 19
 
@@ -79,17 +79,26 @@ _ROADS: dict[str, tuple[str, Evidence, Quantise, Compile]] = {
 }
 
 
-def add_targets(targets: Sequence[Target], sources: Sources, staging: Path, golden: Golden) -> list[Artefact]:
-    """Compile for every target into ``staging`` and check the answers; what is missing is said before any work.
+def need_tools(targets: Sequence[Target]) -> None:
+    """What is missing is said before any work.
 
     Raises:
-        UserError: a target cannot take the model; operator, layer, why and what to do instead.
         MissingTool: a compiler has no environment yet.
-        ToolError: a compiler refused the file.
-        ParityError: the integer answers differ from the float model's.
     """
     for target in targets:
         python_of(tool_called(target.tool))
+
+
+def add_targets(targets: Sequence[Target], sources: Sources, staging: Path, golden: Golden) -> list[Artefact]:
+    """Compile for every target into ``staging`` and check the answers.
+
+    Raises:
+        UserError: a target cannot take the model; operator, layer, why and what to do instead.
+        ToolError: a compiler refused the file.
+        ParityError: the integer answers differ from the float model's.
+    """
+    if not targets:
+        return []
     _refuse(targets, sources)
     return [_add(target, sources, staging, golden) for target in track(targets, "compile")]
 

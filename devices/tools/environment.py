@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,8 @@ from toolkit.lock import alone
 from toolkit.progress import bar
 
 __all__ = ["is_ready", "place_of", "python_of", "setup"]
+
+_FULL = 64 * 2**20  # bytes: with fewer than these no package can be unpacked
 
 
 def place_of(tool: Tool) -> Path:
@@ -77,7 +80,7 @@ def _make(tool: Tool, root: Path) -> None:
     digest, steps = _digest(tool), root / "steps.json"
     if not _says(steps, digest):
         _forget(root)
-    done = json.loads(steps.read_text())["done"] if steps.exists() else 0
+    done = json.loads(steps.read_bytes())["done"] if steps.exists() else 0
     venv = [sys.executable, "-m", "venv", "--clear", str(root / "env")]
     pip = [str(_python(tool)), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
     commands = [venv, *([*pip, *packages] for packages in tool.installs)]
@@ -99,6 +102,8 @@ def _run(tool: Tool, command: list[str], log: IO[bytes], path: Path) -> None:
         return
     words = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in words if line.startswith("ERROR")] or words or ["it said nothing"]
+    free = shutil.disk_usage(path.parent).free
+    errors += [f"the disk is full, {free / 2**20:.0f} MiB are left"] if free < _FULL else []
     raise ToolError(
         f"{tool.title} cannot be installed ({errors[-1].strip()}); the log is {path}; when it is mended, run  "
         f"vidon devices setup {tool.name}  again: it goes on where it stopped"
@@ -124,7 +129,7 @@ def _digest(tool: Tool) -> str:
 
 def _says(file: Path, digest: str) -> bool:
     try:
-        return bool(json.loads(file.read_text())["digest"] == digest)
+        return bool(json.loads(file.read_bytes())["digest"] == digest)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -110,6 +110,9 @@ def test_frame_and_time_limits_end_the_loop(tmp_path: Path) -> None:
     by_time = run_camera(video, make_bundle(), BrightnessSession(), options=CameraOptions(duration_s=1.0))
     assert (by_frames.frames, by_frames.ended) == (7, "frames")
     assert (by_time.frames, by_time.ended) == (15, "duration")
+    for nonsense in (0.0, -1.0, float("nan")):
+        with pytest.raises(UserError, match="give seconds above 0"):
+            run_camera(video, make_bundle(), BrightnessSession(), options=CameraOptions(duration_s=nonsense))
 
 
 def test_ctrl_c_finishes_the_video_and_returns_a_summary(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """What enters a bundle has been checked; clip models are exported too and run behind a sliding window."""
 
+import errno
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -258,3 +261,29 @@ def test_nothing_to_export_is_said() -> None:
         targets_of(("torch",), ("int8",))
     with pytest.raises(UserError, match="unknown runtime"):
         targets_of(("tensorflow",), ("fp32",))
+    with pytest.raises(UserError, match=r"unknown precision 'int4' \(did you mean 'int8'\?\); precisions: fp32, int8"):
+        targets_of(("litert",), ("fp32", "int4"))
+
+
+def test_a_full_disk_is_told_before_a_converter_dies_of_it(
+    student: StreamStudent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(runtimes: tuple[str, ...]) -> object:
+        return export_bundle(
+            student, path=tmp_path / "b.vidon", name="b", labels=("a", "b", "c", "d"),
+            preprocess=Preprocess(size=(SIDE, SIDE)), rollouts=streams(1), golden_frames=streams(1)[0],
+            runtimes=runtimes, precisions=("fp32",), lineage={},
+        )  # fmt: skip
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+        with pytest.raises(UserError, match=r"has 1 MiB free, converting needs about \d+: free some space"):
+            made(("litert",))
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(UserError, match=r"cannot write .*b\.vidon: no space left on the disk"):
+        made(("onnxruntime",))
+    assert list(tmp_path.iterdir()) == []

@@ -46,6 +46,10 @@ def test_what_is_saved_is_what_is_opened(bundle: Path) -> None:
 def test_a_zipped_bundle_opens_too(bundle: Path, tmp_path: Path) -> None:
     archive = Path(shutil.make_archive(str(tmp_path / "door"), "zip", bundle))
     assert open_bundle(archive).manifest == open_bundle(bundle).manifest
+    (bundle / "golden.npz").unlink()
+    archive = Path(shutil.make_archive(str(tmp_path / "half"), "zip", bundle))
+    with pytest.raises(BundleError, match=rf"bundle {archive}: golden\.npz is missing"):
+        open_bundle(archive)
 
 
 def test_a_changed_byte_is_refused_by_name(bundle: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -248,7 +249,10 @@ def test_the_whole_road_by_commands(recipe: Path, tmp_path: Path) -> None:
     assert (tmp_path / "seen.mp4").stat().st_size > 0
 
 
-def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_or_a_stopped_service_ends_with_130_and_the_next_run_goes_on(
+    sent: signal.Signals, recipe: Path, tmp_path: Path
+) -> None:
     write_data(tmp_path / "data", train=8, val=2)
     command = [sys.executable, "-P", "-m", "toolkit", "distill", str(recipe), "--out", str(tmp_path / "s"),
                "--set", "distill.epochs=500", "--set", "distill.batch=4"]  # fmt: skip
@@ -260,7 +264,7 @@ def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(recipe: Path, tmp_path: P
     try:
         while child.poll() is None and not checkpoint.exists():
             time.sleep(0.02)
-        child.send_signal(signal.SIGINT)
+        child.send_signal(sent)
         _, errors = child.communicate(timeout=60)
     finally:
         child.kill()
@@ -269,3 +273,16 @@ def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(recipe: Path, tmp_path: P
     assert "Traceback" not in errors
     assert checkpoint.exists()
     assert not (tmp_path / "s" / "model.safetensors").exists()
+
+
+def test_standard_streams_may_be_closed_or_full(tmp_path: Path) -> None:
+    def run(redirected: str) -> "subprocess.CompletedProcess[str]":
+        command = f"{shlex.quote(sys.executable)} -P -m toolkit train recipes {redirected}"
+        return subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False,
+                              env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+
+    assert (run(">&-").returncode, run("| head -c 1 >/dev/null").stderr) == (0, "")
+    if Path("/dev/full").exists():
+        full = run(">/dev/full")
+        assert full.returncode == 2
+        assert full.stderr.startswith("error: cannot write to standard output: no space left on the disk")

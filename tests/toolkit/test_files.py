@@ -109,3 +109,31 @@ def test_a_folder_that_the_system_refuses_is_one_clear_line() -> None:
 def test_a_name_that_is_too_long_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the name is too long: choose a shorter one"):
         files.write_text(tmp_path / ("x" * 300), "text")
+
+
+def test_what_a_killed_process_left_is_cleared_and_what_a_living_one_makes_is_not(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    target, long_ago = tmp_path / "a[1].vidon", time.time() - 3600
+    torn, other = tmp_path / ".a[1].vidon.ab12cd34", tmp_path / ".b.vidon.ab12cd34"
+    for folder in (torn, other):
+        folder.mkdir()
+        (folder / "half").write_text("of a bundle")
+        os.utime(folder, (long_ago, long_ago))
+    with files.fresh_dir(target) as mine:
+        assert not torn.exists()
+        os.utime(mine, (long_ago, long_ago))
+        with files.fresh_dir(target) as second:
+            (second / "whole").write_text("2")
+        assert mine.exists()
+        (mine / "whole").write_text("1")
+    assert (target / "whole").read_text() == "1"
+    assert sorted(tmp_path.iterdir()) == [other, target]
+
+
+def test_a_folder_that_was_set_aside_when_the_power_went_comes_back(tmp_path: Path) -> None:
+    aside = tmp_path / ".a.vidon.old.ab12cd34" / "old"
+    aside.mkdir(parents=True)
+    (aside / "whole").write_text("old")
+    with pytest.raises(RuntimeError), files.fresh_dir(tmp_path / "a.vidon"):
+        raise RuntimeError("the new one fails")
+    assert (tmp_path / "a.vidon" / "whole").read_text() == "old"

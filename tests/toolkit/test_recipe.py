@@ -1,5 +1,7 @@
 """A recipe is typed; what it does not know it refuses, naming the nearest key."""
 
+import io
+import locale
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,14 @@ def test_an_empty_recipe_is_all_defaults(tmp_path: Path) -> None:
 def test_values_and_overrides_are_read(tmp_path: Path) -> None:
     recipe = load_recipe(_write(tmp_path, "[distill]\nepochs = 3"), ("distill.lr=0.5", "student.temporal=conv"))
     assert (recipe.distill.epochs, recipe.distill.lr, recipe.student.temporal) == (3, 0.5, "conv")
+
+
+def test_a_recipe_is_utf_8_whatever_the_system_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + '[data]\nroot = "T\u00fcr"'.encode())
+    monkeypatch.setattr(locale, "getencoding", lambda: "ascii")
+    monkeypatch.setattr(io, "text_encoding", lambda encoding, _=2: encoding or "ascii")
+    assert load_recipe(path).data.root == tmp_path / "T\u00fcr"
 
 
 def test_the_data_root_is_relative_to_the_recipe(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from toolkit.errors import UserError
 from toolkit.lock import alone
 from train.data.batch import Batch
 from train.data.clips import Pictures
-from train.loop import Plan, fit
+from train.loop import Plan, checkpoint, fit
 from train.models import load_model
 from train.stages import distill, finetune, pretrain, prune
 
@@ -81,6 +81,20 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.safetensors").write_bytes(b"rubbish")
     with pytest.raises(UserError, match="does not belong to this run"):
         fit(_plan(), DATA, tmp_path)
+
+
+def test_a_disk_that_is_full_at_a_checkpoint_is_one_clear_line(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    fit(_plan(epochs=1), DATA, tmp_path)
+    before, limits = (tmp_path / "checkpoint.safetensors").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))  # the next one breaks off
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*the file is larger than this system allows"):
+            checkpoint.write(tmp_path / "checkpoint.safetensors", {"model": _plan().model.state_dict()}, {}, True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+    assert not list(tmp_path.glob(".checkpoint*"))
 
 
 def test_kill_9_in_training_and_resume_gives_the_same_weights(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class Demo:
         }
 
         def stage(name: str, title: str, work: Any) -> dict[str, Any]:
-            return steps.run(name, title, settings, lambda: json.loads((work() / "done.json").read_text()))
+            return steps.run(name, title, settings, lambda: json.loads((work() / "done.json").read_bytes()))
 
         stage("pretrain", "pretrain the teacher (masked video)", lambda: pretrain(recipe, runs["pretrained"]))
         stage("finetune", "fine-tune the teacher", lambda: finetune(recipe, runs["teacher"], runs["pretrained"]))
@@ -204,7 +204,7 @@ def _curves(folder: Path) -> list[Any]:
 
     curves = []
     for name in ("pretrained", "teacher", "control", "student", "pruned"):
-        lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_bytes().splitlines()]
         rows = [line for line in lines if "clips_per_s" in line]  # of epochs; those of steps stand between them
         curves.append(Curve(panel="training loss", name=name, points=tuple((r["epoch"], r["loss"]) for r in rows)))
         if "validation" in rows[0]:

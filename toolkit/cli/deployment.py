@@ -115,9 +115,11 @@ def evaluate(
     from deploy.runtimes import working
     from toolkit.bundle import open_bundle
     from toolkit.cli.road import evaluate_boxes, evaluate_bundle
-    from toolkit.files import write_json
+    from toolkit.files import writable_dir, write_json
 
     opened = open_bundle(bundle)
+    if save is not None:
+        writable_dir(save.parent)  # before minutes of work
     keys = working(opened)[0] if all_ else artefact
     if opened.manifest.contract.detection is not None:
         _only_coco(form, videos, fold)
@@ -245,7 +247,9 @@ def camera(
     bundle: BundlePath,
     source: Annotated[str, typer.Option("--source", help="USB index, video file, or rtsp:// URL.")] = "0",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Annotated video to write (.mp4, .webm).")] = None,
-    headless: Annotated[bool, typer.Option("--headless", help="No window: JSON lines of answers on stdout.")] = False,
+    headless: Annotated[
+        bool, typer.Option("--headless", help="No window: JSON lines of answers (with --json the summary alone).")
+    ] = False,
     artefact: Key = None, device: Device = "cpu", threads: Threads = None,
     realtime: Annotated[bool, typer.Option(help="Play a file at its own speed.")] = False,
     frames: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None,
@@ -265,7 +269,7 @@ def camera(
 
     opened = open_bundle(bundle)
     sinks: list[Sink] = [VideoSink(out)] if out is not None else []
-    if headless:
+    if headless and not as_json:
         sinks.append(EventSink(sys.stdout))
     if not sinks and not as_json:
         sinks.append(WindowSink())

@@ -35,7 +35,7 @@ def devices(
         say(as_json, found.model_dump(mode="json"), found.model_dump_json(indent=2))
         return
     result = list_devices()
-    say(as_json, {key: value for key, value in result.items() if key != "text"}, result["text"])
+    say(as_json, result, result["text"])
 
 
 @devices_app.command()

@@ -117,7 +117,7 @@ def _best_left(windows: list[Window], video: str) -> int:
 
 
 def _load(footage: Path) -> tuple[dict[str, Clip], list[Window], int]:
-    raw = json.loads((footage / "windows.json").read_text())
+    raw = json.loads((footage / "windows.json").read_bytes())
     windows = [Window(*row) for row in raw["windows"]]
     names = sorted({window.video for window in windows})
     return {name: np.stack([f for _, f in read_frames(footage / name)]) for name in names}, windows, raw["frames"]

@@ -20,7 +20,7 @@ def score_model(model: Path, data: Path, split: str, views: str, out: Path | Non
     if not (times.isdigit() and int(times) and crops in ("1", "3")):
         raise UserError(f"--views {views!r} is not TEMPORALxSPATIAL with 1 or 3 spatial crops, for example 3x1")
     loaded = load_model(model)
-    index = index_clips(data, loaded.card.labels, "given")
+    index = index_clips(data, loaded.card.labels)
     if loaded.card.lineage.get("multi_label", False):  # even if every clip here happens to have one label
         index = replace(index, multi_label=True)
     if out is not None:
@@ -61,7 +61,7 @@ def embed_clips(model: Path, data: Path, out: Path) -> dict[str, Any]:
             how = "val clips among train clips"
         else:
             figures, how = task.metrics(made.features, made.labels), "each clip among all others"
-        found |= {"judged": how, **figures}
+        found |= {"judged": how, **{key: value for key, value in figures.items() if key != "clips"}}
         text += f"\n  {how}: " + ", ".join(
             f"{key} {figures[key]:.3f}" for key in figures if key not in ("clips", "asked")
         )

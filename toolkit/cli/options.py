@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from toolkit.errors import UserError
+from toolkit.files import writing
 from toolkit.recipe import Recipe, load_recipe
 
 __all__ = [
@@ -88,5 +89,7 @@ def names(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def say(as_json: bool, value: dict[str, Any], text: str) -> None:
-    """Print ``value`` as JSON or ``text`` for people."""
-    typer.echo(json.dumps(value, indent=2, default=str) if as_json else text)
+    """Print ``value`` as JSON or ``text`` for people; a ``text`` inside the value is for people too."""
+    told = {key: part for key, part in value.items() if key != "text"}
+    with writing(Path("to standard output")):
+        typer.echo(json.dumps(told, indent=2, default=str) if as_json else text)

@@ -49,7 +49,7 @@ class Steps:
         """Seconds each finished step took when it was really run."""
         found = {}
         for file in sorted(self._folder.glob("*.json")):
-            found[file.stem] = float(json.loads(file.read_text())["seconds"])
+            found[file.stem] = float(json.loads(file.read_bytes())["seconds"])
         return found
 
 
@@ -57,7 +57,7 @@ def _kept(file: Path, chain: str) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        raw = json.loads(file.read_text())
+        raw = json.loads(file.read_bytes())
     except ValueError:
         return None
     if raw.get("inputs") != chain:

@@ -57,18 +57,18 @@ def plan(
 
 
 def _short(value: float) -> str:
-    return f"{value:,.{0 if value >= 10 else 2}f}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _page(found: dict[str, Any]) -> str:
     lines = [found["data"]]
     for row in found["stages"]:
         steps = "unknown" if row["steps"] is None else f"{row['steps']:,} ({row['per_epoch']:,} an epoch)"
-        parts = ", ".join(f"{row[f'{part}_mib']:,.0f} {part}" for part in _PARTS)
+        parts = ", ".join(f"{_short(row[f'{part}_mib'])} {part}" for part in _PARTS)
         lines += [
-            f"{row['stage']}:", f"  parameters  {row['parameters'] / 1e6:,.2f} million",
-            f"  operations  {row['forward_gflops']:,.2f} GFLOPs a clip forward, {_short(row['step_gflops'])} a step",
-            f"  memory      {row['memory_mib']:,.0f} MiB in each process (estimated: {parts}; "
+            f"{row['stage']}:", f"  parameters  {_short(row['parameters'] / 1e6)} million",
+            f"  operations  {_short(row['forward_gflops'])} GFLOPs a clip forward, {_short(row['step_gflops'])} a step",
+            f"  memory      {_short(row['memory_mib'])} MiB in each process (estimated: {parts}; "
             f"{row['clips_at_once']} clips at once)",
             f"  steps       {steps}",
         ]  # fmt: skip

@@ -18,7 +18,7 @@ Init = Annotated[Path | None, typer.Option("--init", help="Folder of a pretraine
 def _trained(folder: Path, as_json: bool) -> None:
     import json
 
-    done = json.loads((folder / "done.json").read_text())
+    done = json.loads((folder / "done.json").read_bytes())
     validation = done.get("validation")
     metric = done.get("metric", "accuracy")
     text = f"{folder}" + (f": validation {metric} {validation:.3f}" if validation is not None else "")

@@ -77,7 +77,7 @@ def _write_all(data: Dataset, out: Path, plans: list[_Plan], workers: int, missi
         progress.advance(sum(len(plan.clips) for plan in done))
         for _ in pool.map(lambda plan: _pack(out, parts, plan, progress), todo):
             pass
-    shards = [json.loads((parts / f"{plan.name}.json").read_text()) for plan in plans]
+    shards = [json.loads((parts / f"{plan.name}.json").read_bytes()) for plan in plans]
     index = {"format": "vidon-shards", "version": 1, "labels": data.labels, "shards": shards}
     write_json(out / INDEX, index)
     if missing:
@@ -147,7 +147,7 @@ def _row(clip: Clip) -> dict[str, Any]:
 
 def _made(out: Path, parts: Path, plan: _Plan) -> bool:
     try:
-        part = json.loads((parts / f"{plan.name}.json").read_text())
+        part = json.loads((parts / f"{plan.name}.json").read_bytes())
         return bool(part["key"] == plan.key and (out / plan.name).stat().st_size == part["bytes"])
     except (OSError, ValueError, KeyError):
         return False
@@ -158,7 +158,7 @@ def _refuse_others(out: Path, parts: Path, plans: Sequence[_Plan]) -> None:
     ours = {plan.name: plan.key for plan in plans}
     for path in sorted(out.glob("*.tar")):
         try:
-            key = json.loads((parts / f"{path.name}.json").read_text())["key"]
+            key = json.loads((parts / f"{path.name}.json").read_bytes())["key"]
         except (OSError, ValueError, KeyError):
             key = None
         if key is None or ours.get(path.name) != key:

@@ -36,7 +36,7 @@ class FastestDet:
         for file in (path, names):
             if not file.is_file():
                 raise UserError(f"teacher {file} does not exist: check detection.teacher and detection.teacher_labels")
-        lines = [line.strip() for line in names.read_text().splitlines() if line.strip()]
+        lines = [line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip()]
         known = [(rename or {}).get(line, line) for line in lines]
         for label in labels:
             if label not in known:

@@ -5,6 +5,7 @@ of processes that wrote them: a run on many GPUs can be continued, or its model 
 """
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,7 +83,13 @@ def write(file: Path, parts: Mapping[str, Mapping[str, Tensor]], history: dict[s
             tensors[f"{part}.{name}"] = full
     if main:
         with replacing(file) as fresh:
-            save_file(tensors, fresh, metadata={"history": json.dumps(history)})
+            try:
+                save_file(tensors, fresh, metadata={"history": json.dumps(history)})
+            except SafetensorError as error:  # safetensors 0.8 turns the disk's error into a text
+                code = re.search(r"os error (\d+)", str(error))
+                if code is None:
+                    raise
+                raise OSError(int(code[1]), str(error)) from error
 
 
 def read(file: Path, total: int) -> Checkpoint:

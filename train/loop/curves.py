@@ -21,7 +21,7 @@ def draw_curves(folder: Path) -> Path | None:
     except ImportError:
         note("  no curves.png: matplotlib is not installed, run  pip install 'vidon[train]'")
         return None
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
     steps = [record for record in records if "lr" in record]
     epochs = [record for record in records if "lr" not in record]
     validated = [record for record in epochs if record.get("validation") is not None]

@@ -190,7 +190,7 @@ def _processor(folder: Path) -> dict[str, Any]:
     """What the model's own preprocessing file says; empty without one."""
     for name in _PROCESSORS:
         if (folder / name).is_file():
-            found = json.loads((folder / name).read_text())
+            found = json.loads((folder / name).read_bytes())
             return dict(found.get("video_processor", found))
     return {}
 

@@ -66,7 +66,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not file.is_file() or (path.is_file() and path.name not in (*_SAFE, *_PICKLED)):
         return {}
     try:
-        settings = json.loads(file.read_text())
+        settings = json.loads(file.read_bytes())
     except ValueError as error:
         raise UserError(f"{file} is damaged ({error}): get it again") from error
     return settings if isinstance(settings, dict) else {}
@@ -87,7 +87,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         path = found
     try:
         if path.name.endswith(".index.json"):
-            shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+            shards = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
             return {name: tensor for shard in shards for name, tensor in _read(path.parent / shard).items()}
         return _read(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:

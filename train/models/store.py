@@ -102,7 +102,7 @@ def load_model(folder: Path) -> Loaded:
     if not (folder / "model.json").is_file():
         raise UserError(f"{folder} holds no model (model.json): give the --out folder of a finished training stage")
     try:
-        card = Card.model_validate(json.loads((folder / "model.json").read_text()))
+        card = Card.model_validate(json.loads((folder / "model.json").read_bytes()))
         state = load_file(folder / "model.safetensors")
     except (ValueError, ValidationError, OSError, SafetensorError) as error:
         raise UserError(f"model {folder} is damaged ({str(error).splitlines()[0]}): train it again") from error

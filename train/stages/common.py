@@ -191,13 +191,13 @@ def finished(out: Path, key: str) -> bool:
     if _key_in(out / "done.json") != key or not (out / "model.json").is_file():
         return False
     try:
-        return bool(json.loads((out / "done.json").read_text())["weights"] == sha256(out / "model.safetensors"))
+        return bool(json.loads((out / "done.json").read_bytes())["weights"] == sha256(out / "model.safetensors"))
     except (OSError, ValueError, KeyError):
         return False
 
 
 def _key_in(file: Path) -> str | None:
     try:
-        return str(json.loads(file.read_text())["key"])
+        return str(json.loads(file.read_bytes())["key"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
