@@ -266,7 +266,7 @@ def _threads(subject: Subject) -> str:
 def _drift(subject: Subject) -> str:
     """The golden stream over and over: what it answers late in the run is what it answered early, once settled."""
     length = len(subject.frames)
-    rounds = max(4, min(_DRIFT_STEPS, subject.steps) // length)
+    rounds = max(4, -(-min(_DRIFT_STEPS, subject.steps) // length))
     early, late = rounds // 4, rounds - 1
     kept: dict[int, Array] = {}
     with closing(subject.open()) as session:

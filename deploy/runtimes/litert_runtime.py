@@ -11,6 +11,7 @@ other through the file of batch 1, each with its own states.
 import contextlib
 import ctypes
 import importlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -226,9 +227,10 @@ def _partitions(interpreter: Any, delegate: Path | None) -> dict[str, str]:
         if node is not None and node["index"] not in seen:
             seen[node["index"]] = str(node["op_name"])
             todo += [int(index) for index in node["inputs"]]
-    rest = sorted(name for name in seen.values() if name != "DELEGATE")
-    parts = f"{len(seen) - len(rest)} parts"
-    return {"delegate": str(delegate or "XNNPACK"), "delegated": parts, "left": ", ".join(rest) or "none"}
+    rest = Counter(name for name in seen.values() if name != "DELEGATE")
+    parts = f"{len(seen) - rest.total()} parts"
+    left = ", ".join(f"{count} {name}" if count > 1 else name for name, count in sorted(rest.items()))
+    return {"delegate": str(delegate or "XNNPACK"), "delegated": parts, "left": left or "none"}
 
 
 class _LiteRt:

@@ -99,8 +99,9 @@ class _Session(StepSession):
     def _forget_one(self, stream: int) -> None:
         torch = self._torch
         with torch.inference_mode():
-            # A state may be a view of an activation, or the same tensor as another state: copy before writing.
-            self._states = [state.clone() for state in self._states]
+            # A state may be a view of an activation, or the same tensor as another state: copy before writing. Laid out
+            # like fresh ones, so that a compiled program meets nothing new.
+            self._states = [state.clone(memory_format=torch.contiguous_format) for state in self._states]
             for state in self._states:
                 state[stream] = 0
 
