@@ -332,6 +332,7 @@ def test_a_bundles_report_labels_what_is_estimated(bundle: Bundle, tmp_path: Pat
     made = artefact().model_copy(update={"metrics": {"size_bytes": 10.0, "agreement": 1.0, **estimate.metrics}})
     (copy / made.folder).mkdir()
     (copy / made.folder / "estimate.json").write_text(estimate.model_dump_json())
+    (copy / made.folder / made.entry).write_bytes(b"for the device")
     seal(copy, bundle.manifest.model_copy(update={"artefacts": (*bundle.manifest.artefacts, made)}))
     report = report_of(open_bundle(copy))
     rungs = {rung.name: rung for rung in report.rungs}
