@@ -35,9 +35,9 @@ __all__: list[str] = []
 BundlePath = Annotated[Path, typer.Argument(help="Bundle folder or zip.", metavar="BUNDLE")]
 ModelPath = Annotated[Path, typer.Argument(help="Folder of a trained model.", metavar="MODEL")]
 BundleOut = Annotated[Path, typer.Option("--out", "-o", help="Bundle to write, NAME.vidon.")]
-Key = Annotated[str | None, typer.Option("--artefact", "-a", help="<runtime>-<precision>; default: the bundle's best.")]
+Key = Annotated[str | None, typer.Option("--artefact", "-a", help="RUNTIME-PRECISION; default: the bundle's best.")]
 Keys = Annotated[
-    list[str] | None, typer.Option("--artefact", "-a", help="<runtime>-<precision>, may be given more than once.")
+    list[str] | None, typer.Option("--artefact", "-a", help="RUNTIME-PRECISION, may be given more than once.")
 ]
 All = Annotated[bool, typer.Option("--all", help="Every artefact whose runtime works here.")]
 #: Vela's file, and the names of its two sections.

@@ -54,7 +54,7 @@ def doctor(as_json: Json = False) -> None:
 def conformance(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder or zip.", metavar="BUNDLE")],
     artefact: Annotated[
-        list[str] | None, typer.Option("--artefact", "-a", help="<runtime>-<precision>; default: all that work here.")
+        list[str] | None, typer.Option("--artefact", "-a", help="RUNTIME-PRECISION; default: all that work here.")
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="Device (default: the runtime's usual one).")] = None,
     threads: Threads = None,
