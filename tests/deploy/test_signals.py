@@ -13,8 +13,9 @@ from toolkit.bundle import Bundle
 CHILD = """
 import signal, subprocess, sys
 from deploy.runtimes import open_session
+from pathlib import Path
 from toolkit.bundle import open_bundle
-bundle = open_bundle(sys.argv[1])
+bundle = open_bundle(Path(sys.argv[1]))
 first, second = (open_session(bundle, "openvino-fp32", threads=1) for _ in range(2))
 first.close(); del first
 second.close(); del second

@@ -54,7 +54,9 @@ def _recipe(data: Path, **run: Any) -> Recipe:
     run = {"device": "cpu", "workers": 0, "save_every_s": 0, **run}
     # Five videos fall into parts of 3 and 2; nothing is left to chance that rounding could decide.
     plain = {"optimizer": "sgd", "lr": 0.01, "epochs": 1, "batch": 5, "clip": 0.0}
-    return tiny_recipe(data, run=run, pretrain=plain, finetune=plain, distill=plain)
+    small = {**plain, "lr": 1e-4}  # batch norms over maps of one pixel make large differences of rounding ones
+    student: dict[str, object] = {"dropout": 0.0}  # it draws in the order of memory, which compiled code may change
+    return tiny_recipe(data, run=run, pretrain=plain, finetune=plain, distill=small, student=student)
 
 
 @pytest.mark.slow
@@ -76,7 +78,8 @@ def test_a_compiled_stage_ends_where_a_plain_one_does(
     one, two = (load_file(folder / "model.safetensors") for folder in (plain, fast))
     assert one.keys() == two.keys()
     near = 0.05 if run.get("precision") == "bf16" else 1e-4
-    assert max((one[name].float() - two[name].float()).abs().max().item() for name in one) < near
+    for name in one:
+        torch.testing.assert_close(one[name].float(), two[name].float(), atol=near, rtol=1e-3, msg=name)
     losses = [json.loads((folder / "summary.json").read_text())["loss"] for folder in (plain, fast)]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 

@@ -36,13 +36,14 @@ student = { width = 0.25, blocks = 5, look_back = true, boxes = { channels = 32 
 detection = { epochs = 3, batch = 4, lr = 0.01, optimizer = "sgd" }
 prune = { epochs = 3, batch = 4, lr = 0.01, optimizer = "sgd" }
 """
+# Batch norms over maps of one pixel make large differences of rounding ones: small steps.
 CLASSES = """
 data = { root = "data", frames = 4, flips = { left = "right", right = "left" } }
 preprocess = { size = [32, 32], fps = 10.0 }
 run = { device = "cpu", workers = 0 }
 student = { width = 0.25, depth = 0.4, look_back = true }
-distill = { epochs = 1, batch = 8, lr = 0.01, optimizer = "sgd" }
-prune = { epochs = 1, batch = 8, lr = 0.01, optimizer = "sgd", ratio = 0.4, importance = "taylor" }
+distill = { epochs = 1, batch = 8, lr = 1e-4, optimizer = "sgd" }
+prune = { epochs = 1, batch = 8, lr = 1e-4, optimizer = "sgd", ratio = 0.4, importance = "taylor" }
 """
 
 

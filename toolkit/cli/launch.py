@@ -19,7 +19,8 @@ import typer
 
 __all__ = ["arguments_of", "in_processes", "spread"]
 
-_GRACE_S = 10.0
+_GRACE_S, _ALIKE_S = 10.0, 2.0
+_USERS_FAULT = 2  # the exit code of a user's error
 
 
 def arguments_of(command: str, *positional: object, sets: Sequence[str] | None = None, **options: object) -> list[str]:
@@ -54,8 +55,12 @@ def spread(command: Sequence[str], processes: int) -> int:
         except KeyboardInterrupt:
             _stop(children, signal.SIGINT)
             return 130
+        if code == _USERS_FAULT:  # mostly everyone's: let the first process say it
+            with suppress(subprocess.TimeoutExpired):
+                children[0].wait(_ALIKE_S)
         _stop(children, signal.SIGKILL)
-        if code != 0 and children[0].returncode in (0, -signal.SIGKILL):
+        silent = children[0].returncode in (0, -signal.SIGKILL)
+        if code != 0 and (silent or (code == _USERS_FAULT and children[0].returncode != code)):
             quiet.seek(0)
             sys.stderr.write(quiet.read().decode(errors="replace"))
     return code

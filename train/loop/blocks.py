@@ -93,7 +93,7 @@ def compile_in_place(blocks: Sequence[nn.Module]) -> Callable[[], None]:
 
 def _compile(block: nn.Module) -> Callable[[], None]:
     plain = block.forward
-    fast = torch.compile(plain)
+    fast = torch.compile(plain, dynamic=False)  # blocks of other shapes, not other shapes of a block
 
     def forward(*arguments: Any, **options: Any) -> Any:
         return (fast if block.training else plain)(*arguments, **options)
