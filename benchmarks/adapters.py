@@ -181,7 +181,7 @@ def main() -> None:
         folder = args.bundles or Path(scratch)
         plain, bundle = (bundle_of("student", args.side, args.width, folder, plain=plain) for plain in (True, False))
         calls, reasons = calls_of(bundle, plain, frame, args.threads)
-        found = bench_calls(calls, args.steps, 10, "adapters", block=5, rest_s=0.003)
+        found = bench_calls(calls, args.steps, 10, "adapters", block=20, rest_s=0.003)
     quiet = {name: value.p50_ms for name, value in found.items()}
     rows = []
     for name, value in found.items():
