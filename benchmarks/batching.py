@@ -1,13 +1,16 @@
-"""B cameras: one session that steps B streams together, against B processes with one stream each.
+"""B cameras: one session that steps B streams together, the same shared among lanes, and a process for each.
 
-    python benchmarks/batching.py [--side 112] [--width 1.0] [--seconds 4] [--bundles FOLDER]
+    python benchmarks/batching.py [--side 112] [--width 1.0] [--seconds 2] [--keys KEY ...] [--add] [--bundles FOLDER]
 
-The processes have one thread each, the batched session as many as there are cores: the same machine, used in two ways,
-by turns. On a shared machine frames a second depend on who else is running, so frames per second of processor time,
-all threads together, decide; times the number of cores they are what the machine could do.
+The processes have one thread each; the batched session (hint ``latency``) and the lanes (hint ``throughput``) as many
+as there are cores: the same machine, used in three ways, by turns. It must do nothing else meanwhile: frames a second
+are those of the clock. (Frames per second of processor time, which are among the raw figures, would charge a library
+for threads that only wait, spinning, for work.)
 """
 
 import argparse
+import datetime
+import json
 import multiprocessing
 import tempfile
 import time
@@ -18,20 +21,19 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import save
+from benchmarks.common import RESULTS, save
 from deploy.bench import peak_rss_mib
 from deploy.runtimes import Options, open_session
 from devices.machine import describe_machine
 from toolkit.bundle import Bundle, open_bundle
 
 BATCHES = (1, 2, 4, 8)
-KEYS = ("onnxruntime-fp32", "openvino-int8", "litert-int8")
 
 
-def run(root: Path, key: str, batch: int, threads: int, seconds: float, start: Barrier, out: "Queue[Any]") -> None:
+def run(root: Path, key: str, options: Options, seconds: float, start: Barrier, out: "Queue[Any]") -> None:
     """One process: open, warm up, wait for the others, step for ``seconds``."""
-    bundle = open_bundle(root, check=False)
-    session = open_session(bundle, key, options=Options(batch=batch, threads=threads))
+    bundle, batch = open_bundle(root, check=False), options.batch
+    session = open_session(bundle, key, options=options)
     shape = (batch, *bundle.manifest.contract.frame)
     frames = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     for _ in range(5):
@@ -45,13 +47,12 @@ def run(root: Path, key: str, batch: int, threads: int, seconds: float, start: B
     out.put({"frames": batch * steps, "wall_s": wall_s, "cpu_s": cpu_s, "peak_mib": peak_rss_mib()})
 
 
-def together(bundle: Bundle, key: str, processes: int, batch: int, threads: int, seconds: float) -> dict[str, float]:
+def together(bundle: Bundle, key: str, processes: int, options: Options, seconds: float) -> dict[str, float]:
     """Frames a second, frames a second of processor time, and MiB of ``processes`` that start at once."""
     context = multiprocessing.get_context("spawn")
     start, out = context.Barrier(processes), context.Queue()
     children = [
-        context.Process(target=run, args=(bundle.root, key, batch, threads, seconds, start, out))
-        for _ in range(processes)
+        context.Process(target=run, args=(bundle.root, key, options, seconds, start, out)) for _ in range(processes)
     ]
     for child in children:
         child.start()
@@ -64,9 +65,20 @@ def together(bundle: Bundle, key: str, processes: int, batch: int, threads: int,
             "mib": sum(row["peak_mib"] for row in found)}  # fmt: skip
 
 
-def best(runs: list[dict[str, float]]) -> dict[str, float]:
-    """The largest of each figure."""
-    return {name: max(run[name] for run in runs) for name in runs[0]}
+def ways_of(streams: int, cores: int) -> dict[str, tuple[int, Options]]:
+    """Name -> (processes, how each opens its session)."""
+    return {
+        "batched": (1, Options(batch=streams, threads=cores)),
+        "lanes": (1, Options(batch=streams, threads=cores, hint="throughput")),
+        "processes": (streams, Options(threads=1)),
+    }
+
+
+def today() -> tuple[list[list[Any]], list[dict[str, Any]]]:
+    """Rows and runs of this day's result, if there is one."""
+    found = sorted(RESULTS.glob(f"batching_*_{datetime.date.today().isoformat()}.json"))
+    kept = json.loads(found[-1].read_text()) if found else {"table": {"rows": []}, "data": {"runs": []}}
+    return kept["table"]["rows"], kept["data"]["runs"]
 
 
 def main() -> None:
@@ -76,38 +88,38 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument(
-        "--keys", nargs="+", default=["onnxruntime-fp32", "openvino-fp32", "openvino-int8", "litert-int8"]
-    )
+    parser.add_argument("--keys", nargs="+", default=[f"{runtime}-{precision}" for runtime in
+                        ("onnxruntime", "openvino", "litert") for precision in ("fp32", "int8")])  # fmt: skip
+    parser.add_argument("--add", action="store_true", help="Add to today's result instead of replacing it.")
     parser.add_argument("--bundles", type=Path)
     args = parser.parse_args()
     from benchmarks.runtimes import bundle_of  # brings torch, which the measured processes should not carry
 
     cores = describe_machine().cores
-    rows: list[list[Any]] = []
-    data: dict[str, Any] = {"cores": cores, "side": args.side, "width": args.width, "runs": []}
+    rows, runs = today() if args.add else ([], [])
+    rows, runs = [row for row in rows if row[0] not in args.keys], [run for run in runs if run["key"] not in args.keys]
     with tempfile.TemporaryDirectory() as scratch:
         bundle = bundle_of("student", args.side, args.width, args.bundles or Path(scratch))
         for key in args.keys:
-            for batch in BATCHES:
-                pairs = []
+            for streams in BATCHES:
+                ways = ways_of(streams, cores)
+                found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
                 for _ in range(args.rounds):
-                    one = together(bundle, key, 1, batch, cores, args.seconds)
-                    many = together(bundle, key, batch, 1, 1, args.seconds)
-                    pairs.append((one, many))
-                    data["runs"].append({"key": key, "streams": batch, "batched": one, "processes": many})
-                one, many = (
-                    {name: max(pair[side][name] for pair in pairs) for name in pairs[0][side]} for side in (0, 1)
-                )
-                rows.append([key, batch, f"{one['frames_per_cpu_s']:.0f}", f"{many['frames_per_cpu_s']:.0f}",
-                             f"{one['frames_per_cpu_s'] / many['frames_per_cpu_s']:.2f}x", f"{one['mib']:.0f}",
-                             f"{many['mib']:.0f}"])  # fmt: skip
-    columns = ["target", "streams", "one batched session, frames per CPU second", "a process each", "ratio",
-               "MiB, batched", "MiB, processes"]  # fmt: skip
+                    for way, (processes, options) in ways.items():
+                        found[way].append(together(bundle, key, processes, options, args.seconds))
+                runs.append({"key": key, "streams": streams, **found})
+                fps = {way: max(run["fps"] for run in found[way]) for way in ways}
+                mib = {way: max(run["mib"] for run in found[way]) for way in ways}
+                rows.append([key, streams, *(f"{fps[way]:.0f}" for way in ways),
+                             f"{fps['batched'] / fps['processes']:.2f}x", f"{fps['lanes'] / fps['processes']:.2f}x",
+                             *(f"{mib[way]:.0f}" for way in ways)])  # fmt: skip
+    columns = ["target", "streams", "one batched session, frames/s", "lanes, frames/s", "a process each, frames/s",
+               "batched / processes", "lanes / processes", "MiB, batched", "MiB, lanes", "MiB, processes"]  # fmt: skip
     caption = (
-        f"Student of width {args.width:g} at {args.side} px on {cores} cores; best of {args.rounds} alternating rounds "
-        f"of {args.seconds:g} s; the machine was shared."
+        f"Student of width {args.width:g} at {args.side} px on {cores} cores, nothing else running; best of "
+        f"{args.rounds} alternating rounds of {args.seconds:g} s."
     )
+    data = {"cores": cores, "side": args.side, "width": args.width, "runs": runs}
     print(save("batching", caption, columns, rows, data))
 
 

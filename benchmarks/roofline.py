@@ -7,6 +7,9 @@ size of the working set. A layer's bound is the larger of arithmetic over peak a
 once each) over the bandwidth at that size. OpenVINO's profile of the real step gives each layer's time, of which the
 median over the steps is taken: on a shared machine no whole step is left alone. The peak is that of a square product:
 no depthwise convolution can reach it, which is why its share is small whatever the runtime does.
+
+*Before* is the file as its quantiser makes it, with states (B, C, H, W) and whatever precision OpenVINO chooses for the
+unquantised rest; *now* is what a session opens.
 """
 
 import argparse
@@ -94,30 +97,36 @@ def product(precision: str) -> Any:
     return request
 
 
-def step_request(bundle: Bundle, key: str) -> Any:
+def step_request(bundle: Bundle, key: str, now: bool) -> Any:
     """An infer request of the step that keeps a profile."""
     import openvino
+
+    from deploy.runtimes.openvino_runtime import _channels_last
 
     core, contract, artefact = openvino.Core(), bundle.manifest.contract, bundle.artefact(key)
     model = core.read_model(bundle.root / artefact.folder / artefact.entry)
     shapes = [contract.input_shape, *(state.shape for state in contract.states)]
     model.reshape({name: [1, *shape] for name, shape in zip(contract.input_names, shapes, strict=True)})
     config: dict[str, Any] = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "PERF_COUNT": True}
-    if key.endswith("fp32"):
+    if key.endswith("fp32") or now:
         config["INFERENCE_PRECISION_HINT"] = "f32"
-    request = core.compile_model(model, "CPU", config).create_infer_request()
+    if now:
+        model = _channels_last(openvino, model, contract)
+    compiled = core.compile_model(model, "CPU", config)
+    request = compiled.create_infer_request()
     rng = np.random.default_rng(0)
-    for name, shape in zip(contract.input_names, shapes, strict=True):
-        request.set_tensor(name, openvino.Tensor(rng.standard_normal((1, *shape)).astype(np.float32)))
+    for value in compiled.inputs:
+        request.set_tensor(value, openvino.Tensor(rng.standard_normal(tuple(value.shape)).astype(np.float32)))
     return request
 
 
-def profile(bundle: Bundle, key: str, steps: int = 20) -> tuple[list[list[float]], list[float]]:
+def profile(bundle: Bundle, key: str, now: bool, steps: int = 20) -> tuple[list[list[float]], list[float], int]:
     """(ms of each convolution and product in order of the graph, ms of everything else), for each of ``steps``.
 
-    OpenVINO tells the mean since the model was compiled: a step's own time is the difference of two sums.
+    Besides the number of other operators. OpenVINO tells the mean since the model was compiled: a step's own time is
+    the difference of two sums.
     """
-    request, heavy, rest = step_request(bundle, key), [], []
+    request, heavy, rest = step_request(bundle, key, now), [], []
     before: dict[str, float] = {}
     for count in range(1, steps + 1):
         request.infer()
@@ -128,7 +137,8 @@ def profile(bundle: Bundle, key: str, steps: int = 20) -> tuple[list[list[float]
         heavy.append([own[name] for name in sorted(placed, key=lambda name: placed[name])])
         rest.append(sum(value for name, value in own.items() if name not in placed))
         before = sums
-    return heavy, rest
+    ran = [row.node_name for row in request.get_profiling_info() if row.real_time.total_seconds() > 0]
+    return heavy, rest, sum(name not in placed for name in ran)
 
 
 def _place(name: str, kind: str) -> int | None:
@@ -146,14 +156,15 @@ def milliseconds(call: Any) -> float:
     return (time.perf_counter() - begin) * 1e3
 
 
-def measure(bundle: Bundle, rounds: int) -> dict[str, Any]:
-    """The machine's best and the step's median, by turns."""
+def measure(bundles: dict[str, Bundle], rounds: int) -> dict[str, Any]:
+    """The machine's best and the step's medians, before and now, by turns."""
     products = {precision: product(precision) for precision in ("fp32", "int8")}
     arrays = {mib: np.ones(int(mib * 2**20 / 8), np.float32) for mib in SIZES_MIB}
     targets = {mib: np.empty_like(array) for mib, array in arrays.items()}
     best: dict[str, float] = {}
     bandwidth = dict.fromkeys(SIZES_MIB, 0.0)
-    steps: dict[str, tuple[list[list[float]], list[float]]] = {"fp32": ([], []), "int8": ([], [])}
+    steps: dict[str, tuple[list[list[float]], list[float]]] = {}
+    others: dict[str, int] = {}
     for _ in range(rounds):
         for name, request in products.items():
             best[name] = min(best.get(name, 1e9), *(milliseconds(request.infer) for _ in range(40)))
@@ -161,14 +172,23 @@ def measure(bundle: Bundle, rounds: int) -> dict[str, Any]:
             repeats = max(4, int(16 / mib))
             ms = min(milliseconds(lambda a=array, t=targets[mib]: np.copyto(t, a)) for _ in range(repeats))
             bandwidth[mib] = max(bandwidth[mib], 2 * array.nbytes / ms / 1e6)
-        for name, (heavy, rest) in steps.items():
-            more = profile(bundle, f"openvino-{name}")
-            # The first steps still meet cold caches.
-            heavy += more[0][2:]
-            rest += more[1][2:]
+        for precision in products:
+            for way, bundle in bundles.items():
+                name = f"{precision} {way}"
+                heavy, rest, others[name] = profile(bundle, f"openvino-{precision}", way == "now")
+                kept = steps.setdefault(name, ([], []))
+                # The first steps still meet cold caches.
+                kept[0].extend(heavy[2:])
+                kept[1].extend(rest[2:])
     return {"peak_gflops": {name: 2 * EDGE**3 / best[name] / 1e6 for name in products},
-            "bandwidth_gb_s": bandwidth, "layers_ms": {name: np.median(heavy, 0).tolist() for name, (heavy, _) in
-            steps.items()}, "rest_ms": {name: float(np.median(rest)) for name, (_, rest) in steps.items()}}  # fmt: skip
+            "bandwidth_gb_s": bandwidth, "other_operators": others,
+            "layers_ms": {name: np.median(heavy, 0).tolist() for name, (heavy, _) in steps.items()},
+            "rest_ms": {name: float(np.median(rest)) for name, (_, rest) in steps.items()}}  # fmt: skip
+
+
+def _cells(bound: float, took: list[float]) -> list[str]:
+    """Bound, what it took before and now, and the shares."""
+    return [f"{bound:.3f}", *(f"{ms:.3f}" for ms in took), *(f"{bound / ms:.0%}" for ms in took)]
 
 
 def main() -> None:
@@ -181,28 +201,35 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        bundle = bundle_of("student", args.side, args.width, args.bundles or Path(scratch))
-        found = measure(bundle, args.rounds)
+        folder = args.bundles or Path(scratch)
+        bundles = {
+            way: bundle_of("student", args.side, args.width, folder, plain=way == "before") for way in ("before", "now")
+        }
+        found = measure(bundles, args.rounds)
     layers = layers_of(build("student", args.side, args.width))
     rows = []
     for precision, width in (("fp32", 4), ("int8", 1)):
-        least = found["layers_ms"][precision]
-        assert len(least) == len(layers), "the profile does not show the layers of the model one by one"
+        ways = [f"{precision} before", f"{precision} now"]
+        for way in ways:
+            assert len(found["layers_ms"][way]) == len(layers), "the profile does not show every layer of the model"
         bounds = [layer.bound_ms(found["peak_gflops"][precision], found["bandwidth_gb_s"], width) for layer in layers]
         for kind in dict.fromkeys(layer.kind for layer in layers):
             chosen = [index for index, layer in enumerate(layers) if layer.kind == kind]
-            bound, took = sum(bounds[i] for i in chosen), sum(least[i] for i in chosen)
-            macs = sum(layers[i].macs for i in chosen) / 1e6
-            rows.append(
-                [precision, kind, len(chosen), f"{macs:.1f}", f"{bound:.3f}", f"{took:.3f}", f"{bound / took:.0%}"]
+            bound, took = (
+                sum(bounds[i] for i in chosen),
+                [sum(found["layers_ms"][way][i] for i in chosen) for way in ways],
             )
-        rest = found["rest_ms"][precision]
-        whole = sum(least) + rest
+            macs = sum(layers[i].macs for i in chosen) / 1e6
+            rows.append([precision, kind, len(chosen), f"{macs:.1f}", *_cells(bound, took)])
+        rest = [found["rest_ms"][way] for way in ways]
+        whole = [sum(found["layers_ms"][way]) + other for way, other in zip(ways, rest, strict=True)]
         macs = sum(layer.macs for layer in layers) / 1e6
-        rows.append([precision, "all else (states, sums, reorders)", "", "", "", f"{rest:.3f}", ""])
-        rows.append([precision, "whole step", len(layers), f"{macs:.1f}", f"{sum(bounds):.3f}", f"{whole:.3f}",
-                     f"{sum(bounds) / whole:.0%}"])  # fmt: skip
-    columns = ["precision", "layers", "count", "million MACs", "bound ms", "measured ms", "share of the bound"]
+        counts = " / ".join(str(found["other_operators"][way]) for way in ways)
+        rows.append([precision, "all else (states, sums, reorders)", counts, "", "", *(f"{ms:.3f}" for ms in rest), "",
+                     ""])  # fmt: skip
+        rows.append([precision, "whole step", len(layers), f"{macs:.1f}", *_cells(sum(bounds), whole)])
+    columns = ["precision", "layers", "count", "million MACs", "bound ms", "before, ms", "now, ms",
+               "share of the bound before", "now"]  # fmt: skip
     peaks = found["peak_gflops"]
     speeds = ", ".join(f"{mib:g} MiB {rate:.0f}" for mib, rate in found["bandwidth_gb_s"].items())
     caption = (

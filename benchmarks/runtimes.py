@@ -58,9 +58,14 @@ def build(name: str, side: int, width: float) -> nn.Module:
     return model.eval()
 
 
-def bundle_of(name: str, side: int, width: float, folder: Path, targets: Sequence[str] = ()) -> Bundle:
-    """The model exported everywhere, and for the targets; one that is already in ``folder`` is taken as it is."""
-    path = folder / f"{name}-{side}-{width}.vidon"
+def bundle_of(
+    name: str, side: int, width: float, folder: Path, targets: Sequence[str] = (), plain: bool = False
+) -> Bundle:
+    """The model exported everywhere, and for the targets; one that is already in ``folder`` is taken as it is.
+
+    ``plain`` int8 files are as their quantisers make them.
+    """
+    path = folder / f"{name}-{side}-{width}{'-plain' if plain else ''}.vidon"
     if path.exists():
         return open_bundle(path)
     rng = np.random.default_rng(0)
@@ -68,7 +73,7 @@ def bundle_of(name: str, side: int, width: float, folder: Path, targets: Sequenc
     return export_bundle(
         build(name, side, width), path=path, name=name, labels=tuple("abcde"), preprocess=Preprocess(size=(side, side)),
         rollouts=flows, golden_frames=flows[0], runtimes=RUNTIMES, precisions=("fp32", "int8"), lineage={},
-        targets=targets,
+        targets=targets, plain=plain,
     )  # fmt: skip
 
 
@@ -78,7 +83,7 @@ def own_loop(bundle: Bundle, artefact: Artefact, threads: int) -> Callable[[], o
     rng = np.random.default_rng(1)
     shapes = [contract.input_shape, *(state.shape for state in contract.states)]
     values = [rng.standard_normal((1, *shape)).astype(np.float32) for shape in shapes]
-    feed = dict(zip(contract.input_names, values, strict=True))
+    feed: dict[str, Any] = dict(zip(contract.input_names, values, strict=True))
     if artefact.runtime == "torch":
         module = torch.export.load(str(path)).module()
         tensors = [torch.from_numpy(value) for value in values]
@@ -96,6 +101,9 @@ def own_loop(bundle: Bundle, artefact: Artefact, threads: int) -> Callable[[], o
         settings.intra_op_num_threads = threads
         settings.add_free_dimension_override_by_name("batch", 1)
         session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        for value in session.get_inputs():
+            if value.type == "tensor(uint8)":  # a state that stays an integer
+                feed[value.name] = rng.integers(0, 256, (1, *value.shape[1:])).astype(np.uint8)
         return lambda: session.run(None, feed)
     if artefact.runtime == "openvino":
         return _openvino_loop(path, feed, threads, artefact.precision)

@@ -67,7 +67,7 @@ def export_bundle(
     model: Any, *, path: Path, name: str, labels: tuple[str, ...], preprocess: Preprocess, rollouts: list[Array],
     golden_frames: Array, runtimes: Sequence[str], precisions: Sequence[str], lineage: dict[str, Any],
     batches: Sequence[int] = (), targets: Sequence[str] = (), answer: Answer = "one",
-    board: MemorySystem | None = None,
+    board: MemorySystem | None = None, plain: bool = False,
 ) -> Bundle:  # fmt: skip
     """Export, check parity on the golden steps, and write the bundle at ``path`` atomically.
 
@@ -75,7 +75,8 @@ def export_bundle(
     (T, 3, H, W) of the training split; ``golden_frames`` one stream (T, 3, H, W). ``batches`` are numbers of streams
     to be stepped together for which LiteRT, whose files have a fixed batch, gets files of its own. ``targets`` are
     chips to compile for, by name (:mod:`deploy.targets`). ``answer``: whether a clip has one label or many. ``board``:
-    the memory system that Vela assumes for the Ethos-U among the targets, instead of Arm's reference.
+    the memory system that Vela assumes for the Ethos-U among the targets, instead of Arm's reference. ``plain`` leaves
+    the int8 files of ONNX Runtime and OpenVINO as their quantisers make them: slower, for comparison.
 
     Raises:
         UserError: nothing that was asked for can be made from this model; op, layer and a way out are named.
@@ -99,7 +100,7 @@ def export_bundle(
         create_bundle(path, manifest, golden) as staging,
     ):
         _need_room(model, Path(scratch))
-        maker = _Maker(model, contract, rollouts, Path(scratch))
+        maker = _Maker(model, contract, rollouts, Path(scratch), plain)
         artefacts = []
         for runtime, precision in track(wanted, "export"):
             entry = _FILES[runtime]
@@ -171,9 +172,12 @@ def _put(manifest: Manifest, artefacts: tuple[Artefact, ...]) -> None:
 class _Maker:
     """Makes each file once; a float file that only serves as a source lives in the scratch folder too."""
 
-    def __init__(self, model: Any, contract: Contract, rollouts: list[Array], scratch: Path) -> None:
+    def __init__(
+        self, model: Any, contract: Contract, rollouts: list[Array], scratch: Path, plain: bool = False
+    ) -> None:
         self._step = flat_step(model)
         self._contract = contract
+        self._known = None if plain or not contract.states else contract  # what int8 files are told of the states
         self._rollouts = rollouts
         self._scratch = scratch
         self._feeds: Feeds | None = None
@@ -200,11 +204,11 @@ class _Maker:
             case "onnxruntime", "fp32":
                 float_onnx(self._step, self._contract, path, opset=NEWEST, batch=None)
             case "onnxruntime", _:
-                int8_onnx(self.make("onnxruntime", "fp32"), self.feeds(), path)
+                int8_onnx(self.make("onnxruntime", "fp32"), self.feeds(), path, self._known)
             case "openvino", "fp32":
                 float_openvino(self.make("onnxruntime", "fp32"), path)
             case "openvino", _:
-                int8_openvino(self.make("openvino", "fp32"), self.feeds(), path)
+                int8_openvino(self.make("openvino", "fp32"), self.feeds(), path, self._known)
             case "litert", "fp32":
                 float_litert(self._step, self._contract, path)
             case _:

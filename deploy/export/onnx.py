@@ -9,6 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from deploy.export.integers import integer_states
+from deploy.export.qdq import equal_ranges
 from deploy.export.step import Feeds, free_batch, sample_inputs
 from toolkit.contract import Contract
 from toolkit.errors import MissingDependency, UserError
@@ -67,9 +69,10 @@ def _graph(torch: Any, onnx: Any, step: Any, contract: Contract, opset: int, bat
         return onnx.load(str(file))
 
 
-def int8_onnx(source: Path, feeds: Feeds, path: Path) -> None:
-    """Quantise a float file with min-max ranges over the rollouts' steps."""
+def int8_onnx(source: Path, feeds: Feeds, path: Path, contract: Contract | None = None) -> None:
+    """Quantise a float file with min-max ranges over the rollouts' steps; without a contract states stay float."""
     try:
+        import onnx
         from onnxruntime import quantization as quant
         from onnxruntime.quantization.shape_inference import quant_pre_process
     except ImportError as error:
@@ -86,10 +89,15 @@ def int8_onnx(source: Path, feeds: Feeds, path: Path) -> None:
     prepared = path.with_name("prepared.onnx")
     try:
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        fixed = {} if contract is None else equal_ranges(onnx.load(str(prepared)).graph, prepared, contract, feeds)
         quant.quantize_static(
             str(prepared), str(path), Reader(), quant_format=quant.QuantFormat.QDQ, per_channel=True,
             activation_type=quant.QuantType.QUInt8, weight_type=quant.QuantType.QInt8,
-            calibrate_method=quant.CalibrationMethod.MinMax,
+            calibrate_method=quant.CalibrationMethod.MinMax, extra_options={"TensorQuantOverrides": fixed},
         )  # fmt: skip
     finally:
         prepared.unlink(missing_ok=True)
+    if contract is not None:
+        model = onnx.load(str(path))
+        integer_states(onnx, model, contract)
+        onnx.save(model, str(path))

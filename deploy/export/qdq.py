@@ -16,7 +16,7 @@ from deploy.export.step import Feeds
 from toolkit.contract import Contract
 from toolkit.errors import MissingDependency
 
-__all__ = ["MOVES", "Activations", "Prepare", "qdq_onnx"]
+__all__ = ["MOVES", "Activations", "Prepare", "equal_ranges", "qdq_onnx"]
 
 Prepare = Callable[[Any], None]
 Activations = Literal["u8", "s8", "s8-symmetric"]
@@ -54,7 +54,7 @@ def qdq_onnx(
 
     try:
         onnx.save(model, str(prepared))
-        fixed = _fixed_ranges(model.graph, prepared, contract, feeds)
+        fixed = equal_ranges(model.graph, prepared, contract, feeds)
         quant.quantize_static(
             str(prepared), str(path), Reader(), quant_format=quant.QuantFormat.QDQ, per_channel=True,
             activation_type=quant.QuantType.QUInt8 if activations == "u8" else quant.QuantType.QInt8,
@@ -87,8 +87,8 @@ def _set_outputs_apart(onnx: Any, graph: Any) -> None:
         graph.node.append(onnx.helper.make_node("Identity", [kept], [output.name], name=f"{output.name}_copy"))
 
 
-def _fixed_ranges(graph: Any, source: Path, contract: Contract, feeds: Feeds) -> dict[str, Any]:
-    """ONNX Runtime's overrides for all that carries a stream state."""
+def equal_ranges(graph: Any, source: Path, contract: Contract, feeds: Feeds) -> dict[str, Any]:
+    """ONNX Runtime's overrides for all that carries a stream state: one range along each state's way."""
     constants = {tensor.name for tensor in graph.initializer}
     moves = [
         [name for name in (*node.input, *node.output) if name and name not in constants]

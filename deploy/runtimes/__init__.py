@@ -1,11 +1,13 @@
 """The runtimes by name. Adding one is a file and a line here; listing them imports none."""
 
 import importlib
+import os
 from dataclasses import replace
 from typing import cast
 
 from deploy.choice import load_choice
 from deploy.runtimes.base import Availability, Options, Runtime, Streams
+from deploy.runtimes.lanes import LaneSession, lanes_of
 from deploy.runtimes.window import WindowSession
 from toolkit.bundle import Artefact, Bundle
 from toolkit.errors import BundleError, UserError, nearest
@@ -93,7 +95,8 @@ def open_session(
     """Open one artefact of a bundle as a session; a clip model comes with its sliding window.
 
     Without a key, what ``vidon bench BUNDLE --all`` measured fastest on this machine is opened as it was measured.
-    ``options`` says more than ``device``, ``threads`` and ``batch`` do, and replaces them.
+    ``options`` says more than ``device``, ``threads`` and ``batch`` do, and replaces them. With the hint ``throughput``
+    several streams on the processor are shared among its threads (:mod:`deploy.runtimes.lanes`).
 
     Raises:
         UserError, MissingDependency, UnavailableDevice, BundleError: each in one line.
@@ -104,5 +107,11 @@ def open_session(
     choice = load_choice(bundle) if key is None and options is None and device == "cpu" else None
     if choice is not None and choice.artefact == artefact.key:
         wanted = replace(wanted, threads=threads or choice.threads, form=choice.form)
-    session = load(artefact.runtime).open(bundle.root / artefact.folder, artefact, contract, wanted)
+
+    def open_one(chosen: Options) -> Streams:
+        return load(artefact.runtime).open(bundle.root / artefact.folder, artefact, contract, chosen)
+
+    cores = os.cpu_count() or 1
+    shared = wanted.device == "cpu" and wanted.hint == "throughput" and min(wanted.batch, wanted.threads or cores) > 1
+    session = LaneSession(open_one, lanes_of(wanted, cores)) if shared else open_one(wanted)
     return WindowSession(session) if contract.kind == "clip" else session

@@ -1,10 +1,12 @@
 """ONNX Runtime: stream state stays on the device, in two sets of tensors bound once and used in turn.
 
 A step reads one set and writes the other, so nothing is copied but the frame in and the logits out. The file's
-batch is free; it is fixed when the session is made, so the graph that runs has static shapes.
+batch is free; it is fixed when the session is made, so the graph that runs has static shapes. Shape and type of the
+states are the file's own: float (B, C, H, W), or uint8 (B, H, W, C) with the zero-points in its metadata.
 """
 
 import contextlib
+import json
 import logging
 import sys
 from collections import Counter
@@ -27,6 +29,7 @@ _PROVIDERS = {
     "cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider",
     "openvino": "OpenVINOExecutionProvider", "coreml": "CoreMLExecutionProvider", "dml": "DmlExecutionProvider",
 }  # fmt: skip
+_KINDS = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int8)": np.int8}
 # Where a provider's tensors live; the others compute out of ordinary memory.
 _MEMORY = {"cuda": "cuda", "tensorrt": "cuda", "dml": "dml"}
 
@@ -89,7 +92,7 @@ class _Session(StepSession):
 
     def _bind(self, contract: Contract, batch: int) -> None:
         """Two bindings over two sets of states: one reads the first and writes the second, the other back."""
-        self._zeros = list(contract.zeros(batch).values())
+        self._zeros = _zeros(self._session, contract, batch)
         self._frame = self._value(np.zeros((batch, *contract.input_shape), np.float32))
         self._logits = np.zeros((batch, contract.answer_width), np.float32)
         out = self._ort.OrtValue.ortvalue_from_numpy(self._logits)
@@ -104,7 +107,7 @@ class _Session(StepSession):
                 binding.bind_ortvalue_output(state.output, target)
             self._bindings.append(binding)
 
-    def _value(self, array: Array) -> Any:
+    def _value(self, array: Any) -> Any:
         return self._ort.OrtValue.ortvalue_from_numpy(array, self._memory, 0)
 
     def _run(self, frame_BCHW: Array) -> Array:
@@ -119,9 +122,9 @@ class _Session(StepSession):
             value.update_inplace(zero)
 
     def _forget_one(self, stream: int) -> None:
-        for value in self._sets[0]:
+        for value, zero in zip(self._sets[0], self._zeros, strict=True):
             array = np.array(value.numpy())
-            array[stream] = 0
+            array[stream] = zero[stream]
             value.update_inplace(array)
 
     def _free(self) -> None:
@@ -134,6 +137,16 @@ def _preload(ort: Any, device: str) -> None:
     if _MEMORY.get(device) == "cuda" and hasattr(ort, "preload_dlls"):  # since 1.21
         with contextlib.redirect_stdout(None):  # it prints what it does not find; opening the session says it better
             ort.preload_dlls()
+
+
+def _zeros(session: Any, contract: Contract, batch: int) -> list[Any]:
+    """A fresh stream's states as the file holds them: an integer 0.0 is the zero-point."""
+    inputs = {value.name: value for value in session.get_inputs()}
+    points = json.loads(session.get_modelmeta().custom_metadata_map.get("zero_points", "{}"))
+    return [
+        np.full((batch, *inputs[state.name].shape[1:]), points.get(state.name, 0), _KINDS[inputs[state.name].type])
+        for state in contract.states
+    ]
 
 
 def _settings(ort: Any, options: Options, device: str) -> Any:

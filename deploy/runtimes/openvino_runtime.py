@@ -1,9 +1,9 @@
 """OpenVINO: every tensor is bound once; a step reads one set of states and writes the other, by turns.
 
-Forms: ``explicit`` (states are inputs and outputs, works everywhere) and ``stateful`` (OpenVINO keeps them inside the
-compiled model). Some int8 graphs do not compile as stateful, and OpenVINO 2026.4.1 can mix up the variables without a
-word, so a stateful model is held against the explicit form before it is used. The file's batch is free and fixed when
-the session is made.
+Forms: ``explicit`` (states are inputs and outputs, works everywhere; on the processor with the channels last) and
+``stateful`` (OpenVINO keeps them inside the compiled model). Some int8 graphs do not compile as stateful, and OpenVINO
+2026.4.1 can mix up the variables without a word, so a stateful model is held against the explicit form before it is
+used. The file's batch is free and fixed when the session is made.
 """
 
 from dataclasses import replace
@@ -36,8 +36,9 @@ def _compile(ov: Any, path: Path, artefact: Artefact, contract: Contract, option
     config: dict[str, Any] = {"PERFORMANCE_HINT": options.hint.upper()}
     if device == "cpu" and options.hint == "latency":
         config["NUM_STREAMS"] = "1"
-    if artefact.precision == "fp32" and device in ("cpu", "auto"):
-        # Some processors would silently compute in bfloat16 otherwise.
+    if (artefact.precision == "fp32" or contract.states) and device in ("cpu", "auto"):
+        # Some processors would silently compute in bfloat16 otherwise. What an int8 step leaves unquantised is so
+        # little that converting it costs more than bfloat16 saves.
         config["INFERENCE_PRECISION_HINT"] = "f32"
     if options.threads is not None and device in ("cpu", "auto"):
         config["INFERENCE_NUM_THREADS"] = options.threads
@@ -53,6 +54,8 @@ def _compile(ov: Any, path: Path, artefact: Artefact, contract: Contract, option
         raise BundleError(f"openvino cannot read {path}: {_reason(error)}") from error
     if options.form == "stateful" and contract.states:
         _make_stateful(model, contract, path)
+    elif device == "cpu":
+        model = _channels_last(ov, model, contract)
     try:
         return core.compile_model(model, device.upper(), config)
     except RuntimeError as error:
@@ -63,6 +66,23 @@ def _compile(ov: Any, path: Path, artefact: Artefact, contract: Contract, option
         raise BundleError(f"openvino cannot compile {path} for {device}: {_reason(error)}") from error
 
 
+def _channels_last(ov: Any, model: Any, contract: Contract) -> Any:
+    """Let the states be (B, H, W, C) at both ends, as the processor's kernels compute: no reordering in and out.
+
+    A state that is an input as it stands (the last frame, remembered) passes through as it is.
+    """
+    kept = {state.output for state in contract.states
+            if model.output(state.output).get_node().input(0).get_source_output().get_node().get_type_name()
+            in ("Parameter", "Identity")}  # fmt: skip
+    steps = ov.preprocess.PrePostProcessor(model)
+    for state in contract.states:
+        if len(state.shape) == 3 and state.output not in kept:
+            for end in (steps.input(state.name), steps.output(state.output)):
+                end.model().set_layout(ov.Layout("NCHW"))
+                end.tensor().set_layout(ov.Layout("NHWC"))
+    return steps.build()
+
+
 def _make_stateful(model: Any, contract: Contract, path: Path) -> None:
     """Turn the state inputs and outputs into variables of the model."""
     import openvino.opset13 as ops
@@ -70,7 +90,13 @@ def _make_stateful(model: Any, contract: Contract, path: Path) -> None:
 
     for result in model.get_results():
         source = result.input(0).get_source_output()
-        if source.get_node().get_type_name() in ("Parameter", "Identity"):
+        maker = source.get_node()
+        if maker.get_type_name() == "Slice":
+            # 2026.4.1 does not compile variables that are quantised on their way in and on their way out.
+            quantiser = maker.input(0).get_source_output().get_node()
+            if quantiser.get_type_name() == "FakeQuantize":
+                maker.input(0).replace_source_output(quantiser.input(0).get_source_output())
+        if maker.get_type_name() in ("Parameter", "Identity"):
             # 2026.4.1 mixes up variables when the next state is an input as it stands: pass it through a limit that
             # limits nothing.
             copied = ops.clamp(source, -3e38, 3e38).output(0)
@@ -111,7 +137,8 @@ class _Explicit(StepSession):
     def __init__(self, ov: Any, compiled: Any, contract: Contract, placement: Placement, batch: int) -> None:
         super().__init__(contract, placement, batch)
         self._compiled = compiled
-        self._sets = [list(contract.zeros(batch).values()) for _ in range(2)]
+        shapes = [tuple(compiled.input(state.name).shape) for state in contract.states]
+        self._sets = [[np.zeros(shape, np.float32) for shape in shapes] for _ in range(2)]
         self._requests = []
         for reads, writes in (self._sets, self._sets[::-1]) if contract.states else (([], []),):
             request = _Request(ov, compiled, contract, batch)

@@ -1,0 +1,65 @@
+"""B streams shared among threads that each step a session of their own: what a machine with several cores does best.
+
+A small step does not gain from a second thread inside it; two halves of the batch on two threads do. The libraries let
+go of Python's lock while they compute, so one process does what a process per camera would, with one copy of
+everything else in memory.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+
+from deploy.runtimes.base import Options, StepSession, Streams
+from toolkit.contract import Array
+
+__all__ = ["LaneSession", "lanes_of"]
+
+
+def lanes_of(options: Options, cores: int) -> list[Options]:
+    """The options of each lane: as many lanes as there are threads or streams, whichever is fewer.
+
+    >>> [lane.batch for lane in lanes_of(Options(batch=5, threads=2, hint="throughput"), cores=8)]
+    [3, 2]
+    """
+    count = min(options.batch, options.threads or cores)
+    parts = [len(part) for part in np.array_split(np.arange(options.batch), count)]
+    return [replace(options, batch=part, threads=1) for part in parts]
+
+
+class LaneSession(StepSession):
+    """Streams 0, 1, ... belong to the first session, those after them to the next, and so on."""
+
+    def __init__(self, open_one: Callable[[Options], Streams], lanes: Sequence[Options]) -> None:
+        self._sessions = [open_one(lane) for lane in lanes]
+        first = self._sessions[0]
+        placement = first.placement()
+        detail = {**placement.detail, "lanes": str(len(lanes))}
+        super().__init__(
+            first.contract, placement.model_copy(update={"threads": len(lanes), "detail": detail}),
+            sum(lane.batch for lane in lanes),
+        )  # fmt: skip
+        self._ends = np.cumsum([lane.batch for lane in lanes])[:-1]
+        self._pool = ThreadPoolExecutor(len(lanes) - 1, "lane")
+
+    def _run(self, frame_BCHW: Array) -> Array:
+        parts = np.split(frame_BCHW, self._ends)
+        others = [
+            self._pool.submit(session.step, part) for session, part in zip(self._sessions[1:], parts[1:], strict=True)
+        ]
+        answers = [self._sessions[0].step(parts[0])]
+        return np.concatenate([*answers, *(other.result() for other in others)])
+
+    def _forget(self) -> None:
+        for session in self._sessions:
+            session.reset()
+
+    def _forget_one(self, stream: int) -> None:
+        lane = int(np.searchsorted(self._ends, stream, side="right"))
+        self._sessions[lane].reset(stream - (int(self._ends[lane - 1]) if lane else 0))
+
+    def _free(self) -> None:
+        self._pool.shutdown()
+        for session in self._sessions:
+            session.close()

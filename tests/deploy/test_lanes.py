@@ -1,0 +1,51 @@
+"""Streams shared among threads answer as single streams do."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from deploy.runtimes import Options, open_session
+from deploy.runtimes.lanes import lanes_of
+from deploy.verify import replay
+from tests.deploy.conftest import KEYS, streams
+from tests.deploy.test_conformance import assert_close_enough
+from toolkit.bundle import Bundle
+from toolkit.errors import UserError
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_lanes_answer_as_single_streams_and_one_stream_forgets_alone(bundle: Bundle, key: str) -> None:
+    session = open_session(bundle, key, options=Options(batch=3, threads=2, hint="throughput"))
+    assert session.batch == 3
+    assert session.placement().detail["lanes"] == "2"
+    one, flows = open_session(bundle, key, threads=1), streams(3)
+    got = np.stack([session.step(np.stack(frames)) for frames in zip(*flows, strict=True)])
+    for index, flow in enumerate(flows):
+        assert_close_enough(key, got[:, index], replay(one, flow))
+    session.reset(2)
+    again = np.stack([session.step(np.stack(frames)) for frames in zip(*flows, strict=True)])
+    assert_close_enough(key, again[:, 2], got[:, 2])
+    assert np.abs(again[0, :2] - got[0, :2]).max() > 1e-4
+
+
+def test_lanes_refuse_what_one_session_refuses_and_close_twice(bundle: Bundle) -> None:
+    before = threading.active_count()
+    session = open_session(bundle, "litert-fp32", options=Options(batch=2, threads=2, hint="throughput"))
+    with pytest.raises(UserError, match=r"shape \(1, 3, 32, 32\), the model takes \(2, 3, 32, 32\)"):
+        session.step(streams(1)[0][:1])
+    with pytest.raises(UserError, match="no stream 2"):
+        session.reset(2)
+    session.step(np.stack([flow[0] for flow in streams(2)]))
+    session.close()
+    session.close()
+    assert threading.active_count() == before
+    with pytest.raises(UserError, match="closed"):
+        session.step(np.zeros((2, 3, 32, 32), np.float32))
+
+
+@pytest.mark.parametrize(("batch", "threads", "parts"), [(1, 4, [1]), (5, 2, [3, 2]), (3, 8, [1, 1, 1])])
+def test_streams_are_shared_evenly(batch: int, threads: int, parts: list[int]) -> None:
+    lanes = lanes_of(Options(batch=batch, threads=threads), cores=2)
+    assert [lane.batch for lane in lanes] == parts
+    assert {lane.threads for lane in lanes} == {1}
