@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from deploy.ladder import interval
-from deploy.plot import Mark, Shape, latency_plot, line_plot
+from deploy.plot import Line, Mark, Shape, latency_plot, line_plot
 from deploy.report import Report, Rung, pareto_front
 
 __all__ = ["camera_figure", "confusion_figure", "curve_figures", "latency_figure"]
@@ -61,7 +61,7 @@ def _levels(report: Report) -> list[tuple[str, float]]:
 def _mark(rung: Rung, series: int, front: bool, report: Report | None) -> Mark:
     accuracy, latency = 100 * (rung.accuracy or 0.0), rung.p50_ms or 1.0
     where = f" on {report.machine.title}" if report is not None else ""
-    rate = f", {rung.fps:.0f} frames/s" if rung.fps else ""
+    rate = f", {rung.fps:.0f} {rung.per}s/s" if rung.fps else ""
     p95 = f", p95 {rung.p95_ms:.2f} ms" if rung.p95_ms else ""
     hover = f"{rung.name}{where}\n{accuracy:.1f} % {interval(rung)}\np50 {latency:.2f} ms a {rung.per}{p95}{rate}" + (
         f"\n{rung.evidence}, not measured" if rung.evidence != "measured" else ""
@@ -166,10 +166,11 @@ def _stages(report: Report) -> str:
 
 
 def curve_figures(report: Report) -> str:
-    """Small multiples: one plot per panel, in the order in which panels first appear."""
-    panels: dict[str, list[tuple[str, Sequence[tuple[float, float]]]]] = {}
+    """Small multiples: one plot per panel, in the order in which panels first appear; a name has one colour in all."""
+    series = {name: index for index, name in enumerate(dict.fromkeys(curve.name for curve in report.curves))}
+    panels: dict[str, list[Line]] = {}
     for curve in report.curves:
-        panels.setdefault(curve.panel, []).append((curve.name, curve.points))
+        panels.setdefault(curve.panel, []).append((curve.name, series[curve.name], curve.points))
     plots = (
         f"<figure><figcaption>{escape(panel)}{_line_keys(lines)}</figcaption>{line_plot(lines, panel)}</figure>"
         for panel, lines in panels.items()
@@ -177,11 +178,11 @@ def curve_figures(report: Report) -> str:
     return f"<div class='curves'>{''.join(plots)}</div>"
 
 
-def _line_keys(lines: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> str:
+def _line_keys(lines: Sequence[Line]) -> str:
     """Name and last value of each curve."""
     chips = (
-        f"<span class='key'><i class='dot s{index % 8}'></i>{escape(name)} {points[-1][1]:.4g}</span>"
-        for index, (name, points) in enumerate(lines)
+        f"<span class='key'><i class='dot s{series % 8}'></i>{escape(name)} {points[-1][1]:.3g}</span>"
+        for name, series, points in lines
         if points
     )
     return f"<div class='keys'>{''.join(chips)}</div>"

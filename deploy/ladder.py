@@ -54,10 +54,10 @@ COLUMNS: tuple[Column, ...] = (
     Column("accuracy", "%", _scaled("accuracy", 100), 1, "high", "on the test clips, with its 95 % interval"),
     Column("p50", "ms", _scaled("p50_ms", 1), 2, "low", "median latency of one answer"),
     Column("p95", "ms", _scaled("p95_ms", 1), 2, "low", "95th percentile of the latency"),
-    Column("rate", "frames/s", _scaled("fps", 1), 0, "high", "sustained frames per second"),
+    Column("rate", "frames/s", _scaled("fps", 1), 0, "high", "answers a second at the median latency"),
     Column("size", "MB", _scaled("size_bytes", 1e-6), 2, "low", "files of the model on disk"),
     Column("params", "M", _scaled("parameters", 1e-6), 2, "low", "trained weights"),
-    Column("MACs", "G", _scaled("macs", 1e-9), 3, "low", "multiply-accumulates for one answer"),
+    Column("MACs", "M", _scaled("macs", 1e-6), 1, "low", "multiply-accumulates for one answer"),
     Column("agreement", "%", _scaled("agreement", 100), 1, "none", "same answer as the float model"),
     Column("max diff", "", _scaled("max_diff", 1), 4, "none", "largest difference of a logit from the float model"),
 )
@@ -149,6 +149,8 @@ def _cell(column: Column, rung: Rung) -> str:
         return text
     if column.title == "accuracy":
         return f"{text} {interval(rung)}".rstrip()
+    if column.title == "rate" and rung.per == "clip":
+        text += " clips"
     guessed = column.title in {"p50", "p95", "rate"} and rung.evidence != "measured"
     return f"~{text}" if guessed else text
 

@@ -57,7 +57,7 @@ def _single(report: Report) -> str:
     parts = [
         _header(report.title, report.task, [report.machine.title, _date(report.created)]),
         _cards(report),
-        _section("Accuracy against latency", latency_figure([report])),
+        _section("Accuracy against latency", latency_figure([report])) if _judged(report) else "",
         _section("The ladder", _ladder(report)),
     ]
     if report.confusion is not None:
@@ -71,6 +71,11 @@ def _single(report: Report) -> str:
         parts.append(_section("Notes", _list(report.notes)))
     parts += [_reproduce(report), _environment(report)]
     return "\n".join(part for part in parts if part)
+
+
+def _judged(report: Report) -> bool:
+    """Whether there is anything to draw: a bundle alone knows neither accuracy nor latency."""
+    return any(rung.accuracy is not None and rung.p50_ms is not None for rung in report.rungs)
 
 
 def _comparison(reports: Sequence[Report], title: str) -> str:
@@ -113,7 +118,7 @@ def _cards(report: Report) -> str:
     cards = [_accuracy_card(report, best)]
     if best.p50_ms is not None:
         digits = 2 if best.p50_ms < 10 else 1
-        rate = f"{best.fps:.0f} frames/s" if best.fps else f"p95 {best.p95_ms:.1f} ms" if best.p95_ms else ""
+        rate = f"{best.fps:.0f} {best.per}s/s" if best.fps else f"p95 {best.p95_ms:.1f} ms" if best.p95_ms else ""
         cards.append(
             _card(
                 "latency",
@@ -200,6 +205,8 @@ def _cell(column: Column, rung: Rung, best: dict[str, float], rungs: Sequence[Ru
         text += f"<span class='unit'>{interval(rung)}</span>{_bar(rung.accuracy)}"
     elif column.title == "p50" and rung.per == "clip":
         text += "<span class='unit'>a clip</span>"
+    elif column.title == "rate" and rung.per == "clip":
+        text += "<span class='unit'>clips/s</span>"
     if column.title in {"p50", "p95", "rate"} and rung.evidence != "measured":
         text = f"~{text}<span class='unit'>{rung.evidence}</span>"
     return f"<td>{text}</td>"

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Literal
 
-__all__ = ["Mark", "latency_plot", "line_plot", "log_ticks", "nice_ticks"]
+__all__ = ["Line", "Mark", "latency_plot", "line_plot", "log_ticks", "nice_ticks"]
 
+#: A curve: its name, the number of its colour, its points.
+Line = tuple[str, int, Sequence[tuple[float, float]]]
 Shape = Literal["circle", "square", "diamond", "triangle", "ring"]
 _BAND = 84  # height in pixels of the part below an axis break
 _CHAR = 6.3  # mean width of a character at the label size
@@ -116,18 +118,15 @@ def latency_plot(
     return _svg(size, "Accuracy against latency", parts)
 
 
-def line_plot(
-    lines: Sequence[tuple[str, Sequence[tuple[float, float]]]], title: str, size: tuple[int, int] = (340, 200)
-) -> str:
-    """Curves over epochs (or steps) with linear axes; the legend is the caller's. Returns an ``<svg>`` element."""
-    points = [point for _, line in lines for point in line]
+def line_plot(lines: Sequence[Line], title: str, size: tuple[int, int] = (340, 214)) -> str:
+    """Curves over epochs with linear axes; the legend is the caller's. Returns an ``<svg>`` element."""
+    points = [point for _, _, line in lines for point in line]
     xs, ys = [x for x, _ in points] or [0.0, 1.0], [y for _, y in points] or [0.0, 1.0]
     frame = _Frame(*size, (min(xs), max(max(xs), min(xs) + 1e-9)), _padded(min(ys), max(ys)), log_x=False)
-    frame.bottom, frame.left = 26, 42
-    parts = _axes(frame, "", "")
-    for index, (name, line) in enumerate(lines):
+    parts = _axes(frame, "epoch", title)
+    for name, series, line in lines:
         path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in line)
-        parts.append(f'<polyline class="line s{index % 8}" points="{path}"><title>{escape(name)}</title></polyline>')
+        parts.append(f'<polyline class="line s{series % 8}" points="{path}"><title>{escape(name)}</title></polyline>')
     return _svg(size, title, parts)
 
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from deploy.camera import CameraSummary, StageTiming
+from deploy.figures import curve_figures
 from deploy.ladder import best_values, ladder_table
 from deploy.plot import Mark, latency_plot, line_plot, log_ticks, nice_ticks
 from deploy.report import (
@@ -303,4 +304,27 @@ def test_names_of_marks_do_not_cover_each_other() -> None:
 
 def test_curves_of_one_point_or_none_are_drawn() -> None:
     for points in ((), ((1.0, 2.0),), ((1.0, 0.0), (2.0, 0.0))):
-        assert ElementTree.fromstring(line_plot([("a", points)], "t")).tag == "svg"
+        assert ElementTree.fromstring(line_plot([("a", 0, points)], "t")).tag == "svg"
+
+
+def test_a_curve_has_the_same_colour_in_every_panel_and_axes_have_titles() -> None:
+    curves = (
+        Curve(panel="loss", name="pretrained", points=((1, 2.0), (2, 1.0))),
+        Curve(panel="loss", name="teacher", points=((1, 2.0), (2, 1.0))),
+        Curve(panel="accuracy", name="teacher", points=((1, 0.2), (2, 0.4))),
+    )
+    html = curve_figures(_report().model_copy(update={"curves": curves}))
+    assert re.findall(r'class="line (s\d)"[^>]*><title>teacher', html) == ["s1", "s1"]
+    assert re.findall(r"dot (s\d)'></i>teacher", html) == ["s1", "s1"]
+    assert html.count(">epoch</text>") == 2
+    assert ">accuracy</text>" in html
+
+
+def test_clips_are_not_called_frames_and_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
+    teacher = Rung(name="teacher", kind="teacher", accuracy=0.9, p50_ms=2.0, fps=500.0, per="clip")
+    html = write_report(_report().model_copy(update={"rungs": (teacher,)}), tmp_path).read_text()
+    assert "clips/s" in html
+    assert "500 clips" in (tmp_path / "report.md").read_text()
+    known = Rung(name="litert-int8", kind="artefact", size_bytes=1000, passed=True)
+    html = write_report(_report().model_copy(update={"rungs": (known,)}), tmp_path).read_text()
+    assert "Accuracy against latency" not in html

@@ -286,3 +286,30 @@ def test_standard_streams_may_be_closed_or_full(tmp_path: Path) -> None:
         full = run(">/dev/full")
         assert full.returncode == 2
         assert full.stderr.startswith("error: cannot write to standard output: no space left on the disk")
+
+
+def test_the_demos_report_shows_the_video_and_where_the_cameras_time_went(bundle: Bundle, tmp_path: Path) -> None:
+    from toolkit.cli.demo import Demo
+
+    demo = Demo(tmp_path)
+    demo.bundle = bundle.root
+    for name in ("pretrained", "teacher", "control", "student", "pruned"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text('{"epoch": 1, "loss": 1.0, "clips_per_s": 1.0}\n')
+    rungs = [
+        {"name": kind, "kind": kind, "accuracy": 0.5, "parameters": 1, "macs": 1} for kind in ("control", "pruned")
+    ]
+    keys = [artefact.key for artefact in bundle.manifest.artefacts]
+    latency = {"p50_ms": 1.0, "p95_ms": 2.0, "fps": 1000.0}
+    tested = {"accuracy": 0.5, "interval": [0.4, 0.6], "clips": 10, "agreement": 1.0, "confusion": [[1, 0], [0, 1]]}
+    timing = {"p50_ms": 3.25, "p95_ms": 4.0, "mean_ms": 3.5, "count": 9}
+    summary = {
+        "source": "camera.mp4", "artefact": keys[0], "live": False, "seconds": 1.0, "frames": 9, "dropped": 0,
+        "steps": 9, "skipped_steps": 0, "fps": 9.0, "stages": {"infer": timing}, "shares": {"a": 1.0},
+        "ended": "end", "out": None,
+    }  # fmt: skip
+    demo._report(rungs, {"best": keys[0], "latency": dict.fromkeys(keys, latency)}, dict.fromkeys(keys, tested),
+                 {"summary": summary, "preview": "AAAA"})  # fmt: skip
+    html = (tmp_path / "report" / "report.html").read_text()
+    assert "data:image/jpeg;base64,AAAA" in html
+    assert "<td>3.25</td>" in html

@@ -154,6 +154,9 @@ class Demo:
     def _report(
         self, rungs: list[dict[str, Any]], chosen: dict[str, Any], tested: dict[str, Any], camera: dict[str, Any]
     ) -> "Report":
+        from pydantic import TypeAdapter
+
+        from deploy.camera import CameraSummary
         from deploy.report import Confusion, Report, Rung, write_report
         from devices import describe_machine
         from toolkit import __version__
@@ -176,6 +179,7 @@ class Demo:
             title="vidon demo: what moves how", created=datetime.datetime.now().isoformat(timespec="seconds"),
             machine=describe_machine(), task=_TASK, labels=LABELS, rungs=tuple(ladder), best=best,
             chance=1 / len(LABELS), control=rungs[1]["accuracy"], preview=camera["preview"],
+            camera=TypeAdapter(CameraSummary).validate_python(camera["summary"]),
             confusion=Confusion(rung=best, counts=tuple(tuple(row) for row in tested[best]["confusion"])),
             curves=tuple(_curves(self.folder)), notes=_NOTES, reproduce=("make demo", f"vidon verify {self.bundle}"),
             environment={"vidon": __version__},
