@@ -63,7 +63,7 @@ def _recipe(data: Path, **run: Any) -> Recipe:
 @pytest.mark.parametrize(
     ("stage", "run"),
     [(pretrain, {}), (finetune, {}), (finetune, {"checkpointing": True}), (finetune, {"precision": "bf16"}),
-     (distill, {}), (distill, {"accumulate": 2, "checkpointing": True})],
+     (distill, {}), (distill, {"checkpointing": True})],
     ids=["pretrain", "finetune", "finetune-recomputed", "finetune-bf16", "distill", "distill-recomputed"],
 )  # fmt: skip
 def test_a_compiled_stage_ends_where_a_plain_one_does(
