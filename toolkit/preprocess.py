@@ -39,18 +39,29 @@ class Preprocess(BaseModel):
 
     def picture(self, frame_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Scale and crop: uint8 BGR of any size -> uint8 RGB (H, W, 3)."""
-        height, width = self.size
         if frame_HWC.ndim == 2:
             frame_HWC = np.repeat(frame_HWC[:, :, None], 3, axis=2)
+        cv2 = opencv()
+        return np.asarray(cv2.cvtColor(self.scaled(frame_HWC), cv2.COLOR_BGR2RGB), np.uint8)
+
+    def scaled(
+        self, frame_HWC: npt.NDArray[np.uint8], out_HWC: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Scale and crop, channels as they come: uint8 of any size -> uint8 (H, W, 3), into ``out`` if given."""
+        height, width = self.size
         rows, cols = frame_HWC.shape[:2]
         scale = max(height / rows, width / cols)
         top, left, crop_rows, crop_cols = self.window((rows, cols))
         crop = frame_HWC[top : top + crop_rows, left : left + crop_cols, :3]
-        cv2 = opencv()
         if crop.shape[:2] != (height, width):
+            cv2 = opencv()
             method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-            crop = cv2.resize(crop, (width, height), interpolation=method)
-        return np.asarray(cv2.cvtColor(crop, cv2.COLOR_BGR2RGB), np.uint8)
+            crop = np.asarray(cv2.resize(crop, (width, height), dst=out_HWC, interpolation=method), np.uint8)
+        if out_HWC is None:
+            return crop
+        if crop is not out_HWC:
+            out_HWC[:] = crop
+        return out_HWC
 
     def window(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
         """The part of a frame of ``size`` (H, W) that the picture shows: top, left, rows, columns in pixels.

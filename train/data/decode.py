@@ -34,6 +34,10 @@ _MOST_BAD_PACKETS = 1000
 av.logging.set_level(None)
 
 
+#: uint8 RGB (..., H, W, 3).
+Pictures = npt.NDArray[np.uint8]
+
+
 @dataclass(frozen=True, slots=True)
 class Timeline:
     """When frames are shown, in seconds from the stream's start: all of them, and the key frames.
@@ -53,6 +57,27 @@ class Decoded:
     pictures: Sequence[npt.NDArray[np.uint8]]
     frames: npt.NDArray[np.int64]
     size: tuple[int, int]
+
+
+class _Found:
+    """Pictures as they are found, and when each was shown."""
+
+    def __init__(self, preprocess: Preprocess, out: Pictures | None) -> None:
+        self.pictures: list[Pictures] = []
+        self.times_s: list[float] = []
+        self._preprocess, self._out = preprocess, out
+
+    def add(self, frame_HWC: Pictures, stamp_s: float, count: int) -> tuple[int, int]:
+        """A frame that answers for ``count`` ticks; its size comes back."""
+        place, out = len(self.pictures), self._out
+        if out is None:
+            self.pictures += [self._preprocess.scaled(frame_HWC)] * count
+        else:
+            self._preprocess.scaled(frame_HWC, out[place])
+            out[place + 1 : place + count] = out[place]
+            self.pictures.extend(out[place : place + count])
+        self.times_s += [stamp_s] * count
+        return int(frame_HWC.shape[0]), int(frame_HWC.shape[1])
 
 
 class Video:
@@ -80,8 +105,12 @@ class Video:
         times_s = self._shown(span)
         return max(1, FrameSampler(fps, start_s=float(times_s[0])).due(float(times_s[-1])))
 
-    def pictures(self, ticks: Sequence[int], preprocess: Preprocess, span: Span = (None, None)) -> Decoded:
+    def pictures(
+        self, ticks: Sequence[int], preprocess: Preprocess, span: Span = (None, None), out: Pictures | None = None
+    ) -> Decoded:
         """The pictures at ``ticks``, which rise. A tick after the last frame repeats it.
+
+        ``out``, uint8 (T, H, W, 3), is where to put them, and saves a copy of each.
 
         Raises:
             UserError: nothing can be decoded.
@@ -91,8 +120,7 @@ class Video:
         sampler = FrameSampler(preprocess.fps, start_s=start_s, done=ticks[0])
         needed = sampler.first(shown_s, ticks)
         self._needed = self._stamps(shown_s[np.minimum(needed, len(shown_s) - 1)]) if self._skips else None
-        found: list[npt.NDArray[np.uint8]] = []
-        times_s: list[float] = []
+        found = _Found(preprocess, out)
         reached, last, size = ticks[0], None, (0, 0)
         for stamp_s, frame in self._from(start_s + ticks[0] / preprocess.fps):
             if span[1] is not None and stamp_s >= span[1]:
@@ -100,24 +128,17 @@ class Video:
             if not within(span, stamp_s):
                 continue
             reached, last = reached + sampler.due(stamp_s), (stamp_s, frame)
-            wanted = bisect.bisect_left(ticks, reached) - len(found)
+            wanted = bisect.bisect_left(ticks, reached) - len(found.pictures)
             if wanted:
-                size = self._add(frame, stamp_s, wanted, preprocess, found, times_s)
-            if len(found) == len(ticks):
+                size = found.add(self._array(frame), stamp_s, wanted)
+            if len(found.pictures) == len(ticks):
                 break
         if last is None:
             raise UserError(f"video {self.name} holds no frame: it is empty or truncated; re-encode or remove it")
-        if len(found) < len(ticks):
-            size = self._add(last[1], last[0], len(ticks) - len(found), preprocess, found, times_s)
-        numbers = np.searchsorted(self.timeline.times_s, np.asarray(times_s) - 1e-6)
-        return Decoded(found, numbers, size)
-
-    def _add(self, frame: Any, stamp_s: float, count: int, preprocess: Preprocess, found: list[npt.NDArray[np.uint8]],
-             times_s: list[float]) -> tuple[int, int]:  # fmt: skip
-        array = self._array(frame)
-        found.extend([preprocess.picture(array)] * count)
-        times_s.extend([stamp_s] * count)
-        return int(array.shape[0]), int(array.shape[1])
+        if len(found.pictures) < len(ticks):
+            size = found.add(self._array(last[1]), last[0], len(ticks) - len(found.pictures))
+        numbers = np.searchsorted(self.timeline.times_s, np.asarray(found.times_s) - 1e-6)
+        return Decoded(found.pictures, numbers, size)
 
     def frames(self) -> Iterator[tuple[float, Any]]:
         """(timestamp in seconds, frame) of every frame, with the timestamps of ``toolkit.video.read_frames``."""
@@ -232,10 +253,13 @@ class Video:
                     return
 
     def _array(self, frame: Any) -> npt.NDArray[np.uint8]:
-        """uint8 BGR (H, W, 3), turned upright."""
+        """uint8 RGB (H, W, 3), turned upright."""
+        # Straight to RGB where that is OpenCV's BGR the other way round: with more bits its dithering is not.
+        order = "rgb24" if frame.format.name == "yuv420p" else "bgr24"
         # OpenCV's choice of filter; it matters where chroma is not 8-bit.
-        plane = self._reformatter.reformat(frame, format="bgr24", interpolation="BICUBIC", threads=1).planes[0]
+        plane = self._reformatter.reformat(frame, format=order, interpolation="BICUBIC", threads=1).planes[0]
         array = np.ndarray((plane.height, plane.width, 3), np.uint8, plane, 0, (plane.line_size, 3, 1))
+        array = array if order == "rgb24" else np.ascontiguousarray(array[..., ::-1])
         turns = round(frame.rotation / 90) % 4
         return np.rot90(array, turns) if turns else array
 

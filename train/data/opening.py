@@ -32,8 +32,11 @@ class Opened(Protocol):
         """How many pictures it has at ``fps``."""
         ...
 
-    def pictures(self, ticks: Sequence[int], preprocess: Preprocess, span: Span = (None, None)) -> "Decoded":
-        """The pictures at ``ticks``, which rise; one after the last repeats it."""
+    def pictures(
+        self, ticks: Sequence[int], preprocess: Preprocess, span: Span = (None, None),
+        out: npt.NDArray[np.uint8] | None = None,
+    ) -> "Decoded":  # fmt: skip
+        """The pictures at ``ticks``, which rise, in ``out`` if given; one after the last repeats it."""
         ...
 
 
@@ -48,7 +51,10 @@ class _Images:
     def ticks(self, fps: float, span: Span = (None, None)) -> int:
         return self._clip.pictures
 
-    def pictures(self, ticks: Sequence[int], preprocess: Preprocess, span: Span = (None, None)) -> "Decoded":
+    def pictures(
+        self, ticks: Sequence[int], preprocess: Preprocess, span: Span = (None, None),
+        out: npt.NDArray[np.uint8] | None = None,
+    ) -> "Decoded":  # fmt: skip
         from train.data.decode import Decoded
 
         numbers = np.minimum(np.asarray(ticks, np.int64), self._clip.pictures - 1)
@@ -58,7 +64,10 @@ class _Images:
         if any(frame.shape != first.shape for frame in frames.values()):
             raise UserError(f"pictures in {self._clip.name} are of different sizes: a clip needs one")
         pictures = {number: preprocess.picture(frame) for number, frame in frames.items()}
-        return Decoded([pictures[int(n)] for n in numbers], numbers, (first.shape[0], first.shape[1]))
+        found = [pictures[int(n)] for n in numbers]
+        if out is not None:
+            np.stack(found, out=out)
+        return Decoded(found, numbers, (first.shape[0], first.shape[1]))
 
 
 def read_stills(clip: Clip, numbers: Sequence[int]) -> list[npt.NDArray[np.uint8]]:

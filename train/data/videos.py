@@ -5,23 +5,21 @@ see what one would. A broken video is replaced by the next readable one of its c
 the file, so the replacement is the same everywhere. Shapes: B batch, V views, T pictures, H, W, 3.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from toolkit.errors import UserError
 from toolkit.preprocess import Preprocess
 from toolkit.progress import note
+from toolkit.video import Span
 from train.data.batch import Batch
 from train.data.decode import Timeline
 from train.data.index import Dataset
-from train.data.opening import open_clip
+from train.data.opening import Opened, open_clip
 from train.data.targets import Boxes, Targets, boxes_of, pad_boxes
 
 __all__ = ["VideoSource", "window_starts"]
@@ -40,14 +38,6 @@ def window_starts(ticks: int, length: int, views: int, rng: np.random.Generator 
     if rng is not None:
         return [int(start) for start in rng.integers(0, room + 1, views)]
     return [room // 2] if views == 1 else [round(start) for start in np.linspace(0, room, views)]
-
-
-def _room(shape: tuple[int, ...]) -> Tensor:
-    """uint8 memory to decode into; in a worker it is shared with the process that trains, so nothing is copied."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    make: Callable[[int], torch.UntypedStorage] = torch.UntypedStorage._new_shared  # as torch 2.13's own collate does
-    return torch.empty(0, dtype=torch.uint8).set_(make(math.prod(shape))).view(shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +105,15 @@ class VideoSource:
             UserError: no video at all can be read.
         """
         height, width = self.preprocess.size
-        pictures = _room((len(indices), views, self.frames, height, width, 3))
+        pictures = np.empty((len(indices), views, self.frames, height, width, 3), np.uint8)
         used, boxes, met = np.empty(len(indices), np.int64), [], _Met(self._timelines if known is None else known)
         for row, index in enumerate(indices):
-            used[row], found = self._draw(int(index), seed, pictures[row].numpy(), met)
+            used[row], found = self._draw(int(index), seed, pictures[row], met)
             boxes.append(found)
         corners, classes = pad_boxes(boxes) if self._boxed else (None, None)
         return Batch(
-            pictures, self.targets.labels_at(used), torch.from_numpy(used), self.targets.meta_at(used), corners,
-            classes, met.broken, met.timelines,
+            torch.from_numpy(pictures), self.targets.labels_at(used), torch.from_numpy(used),
+            self.targets.meta_at(used), corners, classes, met.broken, met.timelines,
         )  # fmt: skip
 
     def judge(self, batch: Batch) -> None:
@@ -178,20 +168,31 @@ class VideoSource:
             total = video.ticks(self.preprocess.fps, clip.span)
             starts = window_starts(total, length, len(out), rng)
             wanted = [np.minimum(np.arange(start, start + length, self.stride), total - 1) for start in starts]
-            found: dict[int, npt.NDArray[np.uint8]] = {}
-            numbers: dict[int, int] = {}
-            size = (0, 0)
-            for run in _runs(np.unique(np.concatenate(wanted)), _APART_S * self.preprocess.fps):
-                decoded = video.pictures(run, self.preprocess, clip.span)
-                found.update(zip(run, decoded.pictures, strict=True))
-                numbers.update(zip(run, decoded.frames.tolist(), strict=True))
-                size = decoded.size
-        for view, ticks in enumerate(wanted):
-            for step, tick in enumerate(ticks.tolist()):
-                out[view, step] = found[tick]
+            size, numbers = self._fill(video, clip.span, wanted, out)
         if not self._boxed:
             return []
         return boxes_of(clip, self._labels, [numbers[tick] for tick in wanted[0].tolist()], size, self.preprocess)
+
+    def _fill(
+        self, video: Opened, span: Span, wanted: list[npt.NDArray[np.int64]], out: npt.NDArray[np.uint8]
+    ) -> tuple[tuple[int, int], dict[int, int]]:
+        """Put the wanted ticks of each view into ``out``; the video's size, and each tick's frame number."""
+        runs = _runs(np.unique(np.concatenate(wanted)), _APART_S * self.preprocess.fps)
+        if len(wanted) == len(runs) == 1:  # one view in one go: into its place at once
+            count = len(runs[0])
+            decoded = video.pictures(runs[0], self.preprocess, span, out[0, :count])
+            out[0, count:] = out[0, count - 1]
+            return decoded.size, dict(zip(runs[0], decoded.frames.tolist(), strict=True))
+        found: dict[int, npt.NDArray[np.uint8]] = {}
+        numbers: dict[int, int] = {}
+        for run in runs:
+            decoded = video.pictures(run, self.preprocess, span)
+            found.update(zip(run, decoded.pictures, strict=True))
+            numbers.update(zip(run, decoded.frames.tolist(), strict=True))
+        for view, ticks in enumerate(wanted):
+            for step, tick in enumerate(ticks.tolist()):
+                out[view, step] = found[tick]
+        return decoded.size, numbers
 
 
 def _runs(ticks: npt.NDArray[np.int64], apart: float) -> list[list[int]]:
