@@ -133,6 +133,33 @@ def test_every_window_of_a_training_clip_is_what_the_board_sees_there(data: Data
             assert any(np.array_equal(view, board[s : s + 11 : 2]) for s in range(len(board) - 10))
 
 
+def test_a_clip_that_is_too_short_repeats_its_last_picture_in_one_view_and_in_two(data: Dataset) -> None:
+    source = VideoSource(data, "train", PRE, 30, random=False)
+    board = read_pictures(source.clips[3].path, PRE)
+    want = np.concatenate([board, np.repeat(board[-1:], 30 - len(board), 0)])
+    for views in (1, 2):
+        for view in source.batch([3], 0, views).pictures[0]:
+            assert np.array_equal(view, want)
+
+
+def test_timelines_are_read_once_for_all_workers(data: Dataset) -> None:
+    source = VideoSource(data, "train", PRE, 6)
+    first = source.draw([0, 3], 7)
+    assert sorted(first.timelines) == [0, 3]
+    assert source.known([0, 3]) == {}
+    source.judge(first)
+    assert sorted(source.known([0, 2, 3])) == [0, 3]
+    again = pickle.loads(pickle.dumps(source)).draw([0, 2], 7, known=source.known([0, 2]))
+    assert sorted(again.timelines) == [2]
+    order = Order(len(source), 4, 2, 0, 1, 1, 0)
+    alone, shared = (Feed(VideoSource(data, "train", PRE, 6), order, 0, 1, n, torch.device("cpu")) for n in (0, 2))
+    for _ in range(order.total):
+        one, two = alone.next()[1], shared.next()[1]
+        assert torch.equal(one.pictures, two.pictures)
+        assert torch.equal(one.labels, two.labels)
+    shared.close()
+
+
 def test_validation_clips_from_files_and_from_memory_are_the_same(data: Dataset) -> None:
     memory, files = load_pictures(data, "train", PRE, 6), VideoSource(data, "train", PRE, 6, random=False)
     one, two = memory.batch(range(16), 0), files.batch(range(16), 0)
