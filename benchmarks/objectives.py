@@ -71,12 +71,22 @@ class Row:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+_PIXELS = {"width": 16, "change": 4.0}
+_CRITIC = {"critic_width": 8, "fool": 0.02, "match": 0.1}
 ROWS = {
-    "masked": Row("masked", {"mask_ratio": 0.5, "change": 2.0}),
-    "contrastive": Row("contrastive"),
-    "autoencoder": Row("autoencoder", {"width": 16, "change": 4.0}),
-    "adversarial": Row("adversarial", {"width": 16, "change": 4.0, "critic_width": 8, "fool": 0.02, "match": 0.1}),
-    "attributes": Row("attributes", {"asks": ["direction", "magnitude"]}),
+    "vit": {
+        "masked": Row("masked", {"mask_ratio": 0.5, "change": 8.0, "coarse": 4, "floor": 0.2}),
+        "contrastive": Row("contrastive"),
+        "autoencoder": Row("autoencoder", _PIXELS),
+        "adversarial": Row("adversarial", _PIXELS | _CRITIC),
+        "attributes": Row("attributes", {"asks": ["direction", "magnitude"]}),
+    },
+    "r2plus1d": {  # tubes can only be hidden from an encoder of tokens
+        "contrastive": Row("contrastive"),
+        "autoencoder": Row("autoencoder", _PIXELS),
+        "adversarial": Row("adversarial", _PIXELS | _CRITIC),
+        "attributes": Row("attributes", {"asks": ["direction", "magnitude"]}),
+    },
 }
 
 
@@ -151,7 +161,7 @@ def pretrained(kind: str, row: str, seed: int, data: Windows, augment: Augment, 
     encoder = fresh(kind, seed)
     if row == RANDOM:
         return encoder
-    spec = ROWS[row]
+    spec = ROWS[kind][row]
     weights = {spec.name: 1.0}
     model = Mixture(encoder, weights, resolve(weights, {spec.name: spec.settings}), CLIP)
 
@@ -216,7 +226,8 @@ def run(
 ) -> dict[str, Any]:
     """One encoder: pretrained, probed, fine-tuned at each rate; what is there already is not done again."""
     budget = FINETUNE[kind] | (longer or {})
-    folder = work / f"{kind}-{row.replace(' ', '-')}-{seed}-{key(ENCODERS[kind], ROWS.get(row), PRETRAIN[kind], CLIP)}"
+    decided = key(ENCODERS[kind], ROWS[kind].get(row), PRETRAIN[kind], CLIP)
+    folder = work / f"{kind}-{row.replace(' ', '-')}-{seed}-{decided}"
     done = folder / f"{key(budget, RATES[kind], SHARE)}.json"
     if not done.is_file():
         splits = data.labelled | {"train": few(data.labelled["train"], seed)}
@@ -240,7 +251,7 @@ def main() -> None:
     """Run what is missing, print, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoders", nargs="+", default=list(ENCODERS))
-    parser.add_argument("--rows", nargs="+", default=[RANDOM, *ROWS])
+    parser.add_argument("--rows", nargs="+", default=[RANDOM, *ROWS["vit"]])
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--split", choices=["val", "test"], default="test", help="val: show validation only")
     parser.add_argument("--budgets", action="store_true", help="longer and shorter fine-tuning, on validation only")
@@ -253,8 +264,8 @@ def main() -> None:
     results: dict[str, dict[str, Any]] = {kind: {} for kind in args.encoders}
     for kind in args.encoders:
         for row in args.rows:
-            if kind != "vit" and row == "masked":
-                continue  # tubes can only be hidden from an encoder of tokens
+            if row != RANDOM and row not in ROWS[kind]:
+                continue
             results[kind][row] = chosen(kind, [run(kind, row, seed, data, args.work) for seed in args.seeds])
             means = (f"{how} {np.mean([r[args.split] for r in results[kind][row][how]]):.3f}" for how in HOWS)
             print(kind, row, *means, f"rate {results[kind][row]['rate']}", flush=True)
@@ -293,7 +304,7 @@ def report(results: dict[str, dict[str, Any]]) -> None:
         "random weights: mean (least .. most)."
     )
     settings = {"pretrain": PRETRAIN, "finetune": FINETUNE, "rates": RATES, "share": SHARE, "clip": CLIP,
-                "rows": {name: row.settings for name, row in ROWS.items()},
+                "rows": {kind: {name: row.settings for name, row in rows.items()} for kind, rows in ROWS.items()},
                 "encoders": {name: config.model_dump(mode="json") for name, config in ENCODERS.items()}}  # fmt: skip
     print(save("objectives", caption, columns, table, {"settings": settings, "results": results}))
 
