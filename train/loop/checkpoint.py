@@ -120,7 +120,8 @@ def _crc(tensors: Mapping[str, Tensor]) -> int:
     """Over all bytes: a single flipped bit would go on training unseen."""
     total = 0
     for name in sorted(tensors):
-        total = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), zlib.crc32(name.encode(), total))
+        values: Any = tensors[name].reshape(-1).view(torch.uint8).numpy()
+        total = zlib.crc32(values, zlib.crc32(name.encode(), total))
     return total
 
 
