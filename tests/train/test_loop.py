@@ -78,6 +78,11 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
         fit(_plan(stop_at=4), DATA, tmp_path)
     with pytest.raises(UserError, match=r"is of a run of 18 steps, this one has 30"):
         fit(_plan(epochs=5), DATA, tmp_path)
+    whole = bytearray((tmp_path / "checkpoint.safetensors").read_bytes())
+    whole[-5] ^= 1
+    (tmp_path / "checkpoint.safetensors").write_bytes(whole)
+    with pytest.raises(UserError, match="its bits have changed on the disk"):
+        fit(_plan(), DATA, tmp_path)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"rubbish")
     with pytest.raises(UserError, match="does not belong to this run"):
         fit(_plan(), DATA, tmp_path)

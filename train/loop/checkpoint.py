@@ -7,6 +7,7 @@ of processes that wrote them: a run on many GPUs can be continued, or its model 
 import json
 import re
 import sys
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ def write(file: Path, parts: Mapping[str, Mapping[str, Tensor]], history: dict[s
             seen.add(full.data_ptr())
             tensors[f"{part}.{name}"] = full
     if main:
+        history = {**history, "crc": _crc(tensors)}
         with replacing(file) as fresh:
             try:
                 save_file(tensors, fresh, metadata={"history": json.dumps(history)})
@@ -103,6 +105,8 @@ def read(file: Path, total: int) -> Checkpoint:
             history = json.loads(opened.metadata()["history"])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         steps = int(history["total"])
+        if history["crc"] != _crc(tensors):
+            raise ValueError("its bits have changed on the disk")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise foreign(file, error) from error
     if steps != total:
@@ -110,6 +114,15 @@ def read(file: Path, total: int) -> Checkpoint:
             f"checkpoint {file} is of a run of {steps} steps, this one has {total}: remove it or change --out"
         )
     return Checkpoint(history, tensors)
+
+
+def _crc(tensors: Mapping[str, Tensor]) -> int:
+    """Over all bytes: a single flipped bit would go on training unseen."""
+    total = 0
+    for name in sorted(tensors):
+        values: Any = tensors[name].reshape(-1).view(torch.uint8).numpy()
+        total = zlib.crc32(values, zlib.crc32(name.encode(), total))
+    return total
 
 
 def foreign(file: Path, error: Exception) -> UserError:
