@@ -161,7 +161,7 @@ def calls_of(bundle: Bundle, plain: Bundle, frame: Array, threads: int) -> tuple
             try:
                 session = open_session(bundle, key, options=Options(threads=threads, form=form))
             except VidonError as error:
-                reasons[f"{key} {form}"] = str(error)
+                reasons[f"{key} {form}"] = str(error).replace(f"{bundle.root.parent}/", "")
                 continue
             calls[f"{key} {form or 'now'}"] = lambda session=session: session.step(frame)
     return calls, reasons

@@ -2,8 +2,8 @@
 
     python benchmarks/batching.py [--side 112] [--width 1.0] [--seconds 2] [--keys KEY ...] [--add] [--bundles FOLDER]
 
-The processes have one thread each; the batched session (hint ``latency``) and the lanes (hint ``throughput``) as many
-as there are cores: the same machine, used in three ways, by turns. It must do nothing else meanwhile: frames a second
+The processes have one thread each; the batched session and the lanes (hint ``throughput``) as many as there are
+cores: the same machine, used in three ways, by turns. It must do nothing else meanwhile: frames a second
 are those of the clock. (Frames per second of processor time, which are among the raw figures, would charge a library
 for threads that only wait, spinning, for work.)
 """
@@ -69,7 +69,7 @@ def ways_of(streams: int, cores: int) -> dict[str, tuple[int, Options]]:
     """Name -> (processes, how each opens its session)."""
     return {
         "batched": (1, Options(batch=streams, threads=cores)),
-        "lanes": (1, Options(batch=streams, threads=cores, hint="throughput")),
+        "lanes": (1, Options(batch=streams, threads=cores, hint="throughput", lanes=cores)),
         "processes": (streams, Options(threads=1)),
     }
 

@@ -95,8 +95,8 @@ def open_session(
     """Open one artefact of a bundle as a session; a clip model comes with its sliding window.
 
     Without a key, what ``vidon bench BUNDLE --all`` measured fastest on this machine is opened as it was measured.
-    ``options`` says more than ``device``, ``threads`` and ``batch`` do, and replaces them. With the hint ``throughput``
-    several streams on the processor are shared among its threads (:mod:`deploy.runtimes.lanes`).
+    ``options`` says more than ``device``, ``threads`` and ``batch`` do, and replaces them. Several streams on the
+    processor may be shared among its threads (``options.lanes``).
 
     Raises:
         UserError, MissingDependency, UnavailableDevice, BundleError: each in one line.
@@ -111,7 +111,6 @@ def open_session(
     def open_one(chosen: Options) -> Streams:
         return load(artefact.runtime).open(bundle.root / artefact.folder, artefact, contract, chosen)
 
-    cores = os.cpu_count() or 1
-    shared = wanted.device == "cpu" and wanted.hint == "throughput" and min(wanted.batch, wanted.threads or cores) > 1
-    session = LaneSession(open_one, lanes_of(wanted, cores)) if shared else open_one(wanted)
+    lanes = lanes_of(wanted, artefact.runtime, os.cpu_count() or 1) if wanted.device == "cpu" else [wanted]
+    session = LaneSession(open_one, lanes) if len(lanes) > 1 else open_one(wanted)
     return WindowSession(session) if contract.kind == "clip" else session

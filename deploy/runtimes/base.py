@@ -60,7 +60,9 @@ class Options:
     state. ``form`` is one of the runtime's own (torch: eager, compiled, graphs; openvino: explicit, stateful;
     litert: interpreter, compiled), None its usual one. ``cache`` is a folder for compiled models. With
     ``allow_fallback`` a device that is not there gives way to the processor, and the placement says so.
-    ``delegate`` is the library of an external LiteRT delegate, with its own options as (name, value).
+    ``delegate`` is the library of an external LiteRT delegate, with its own options as (name, value). ``lanes`` shares
+    the streams among that many threads, each with a session of its own (:mod:`deploy.runtimes.lanes`); None does so
+    where it was measured to help: LiteRT with the hint ``throughput``.
 
     Raises:
         UserError: a value that makes no sense.
@@ -75,11 +77,14 @@ class Options:
     allow_fallback: bool = False
     delegate: Path | None = None
     delegate_options: tuple[tuple[str, str], ...] = ()
+    lanes: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no runtime could do."""
         if self.batch < 1 or (self.threads is not None and self.threads < 1):
             raise UserError(f"batch {self.batch}, threads {self.threads}: both are whole numbers of at least 1")
+        if self.lanes is not None and self.lanes < 1:
+            raise UserError(f"lanes {self.lanes}: a whole number of at least 1")
         if self.hint not in ("latency", "throughput"):
             raise UserError(f"unknown hint {self.hint!r}; hints: latency, throughput")
 

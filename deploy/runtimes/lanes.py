@@ -1,8 +1,8 @@
 """B streams shared among threads that each step a session of their own: what a machine with several cores does best.
 
-A small step does not gain from a second thread inside it; two halves of the batch on two threads do. The libraries let
-go of Python's lock while they compute, so one process does what a process per camera would, with one copy of
-everything else in memory.
+A file that takes one stream at a time does not gain from a second thread inside its small step; two halves of the
+streams on two threads do. Of the processor's runtimes this is LiteRT (``benchmarks/batching.py``); ONNX Runtime does as
+well with one batch, and OpenVINO, whose sessions share one pool of threads, far better.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,16 +16,22 @@ from toolkit.contract import Array
 
 __all__ = ["LaneSession", "lanes_of"]
 
+_GAIN = ("litert",)
 
-def lanes_of(options: Options, cores: int) -> list[Options]:
-    """The options of each lane: as many lanes as there are threads or streams, whichever is fewer.
 
-    >>> [lane.batch for lane in lanes_of(Options(batch=5, threads=2, hint="throughput"), cores=8)]
+def lanes_of(options: Options, runtime: str, cores: int) -> list[Options]:
+    """The options of each lane; a single one where the streams are not shared.
+
+    >>> [lane.batch for lane in lanes_of(Options(batch=5, lanes=2), "litert", cores=8)]
     [3, 2]
     """
-    count = min(options.batch, options.threads or cores)
+    usual = (options.threads or cores) if runtime in _GAIN and options.hint == "throughput" else 1
+    count = min(options.batch, options.lanes or usual)
+    if count == 1:
+        return [options]
     parts = [len(part) for part in np.array_split(np.arange(options.batch), count)]
-    return [replace(options, batch=part, threads=1) for part in parts]
+    threads = max(1, (options.threads or cores) // count)
+    return [replace(options, batch=part, threads=threads, lanes=1) for part in parts]
 
 
 class LaneSession(StepSession):
@@ -36,8 +42,9 @@ class LaneSession(StepSession):
         first = self._sessions[0]
         placement = first.placement()
         detail = {**placement.detail, "lanes": str(len(lanes))}
+        threads = sum(lane.threads or 1 for lane in lanes)
         super().__init__(
-            first.contract, placement.model_copy(update={"threads": len(lanes), "detail": detail}),
+            first.contract, placement.model_copy(update={"threads": threads, "detail": detail}),
             sum(lane.batch for lane in lanes),
         )  # fmt: skip
         self._ends = np.cumsum([lane.batch for lane in lanes])[:-1]

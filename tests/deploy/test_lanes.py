@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from deploy.runtimes import Options, open_session
+from deploy.runtimes.base import Hint
 from deploy.runtimes.lanes import lanes_of
 from deploy.verify import replay
 from tests.deploy.conftest import KEYS, streams
@@ -16,7 +17,7 @@ from toolkit.errors import UserError
 
 @pytest.mark.parametrize("key", KEYS)
 def test_lanes_answer_as_single_streams_and_one_stream_forgets_alone(bundle: Bundle, key: str) -> None:
-    session = open_session(bundle, key, options=Options(batch=3, threads=2, hint="throughput"))
+    session = open_session(bundle, key, options=Options(batch=3, threads=2, lanes=2))
     assert session.batch == 3
     assert session.placement().detail["lanes"] == "2"
     one, flows = open_session(bundle, key, threads=1), streams(3)
@@ -44,8 +45,21 @@ def test_lanes_refuse_what_one_session_refuses_and_close_twice(bundle: Bundle) -
         session.step(np.zeros((2, 3, 32, 32), np.float32))
 
 
-@pytest.mark.parametrize(("batch", "threads", "parts"), [(1, 4, [1]), (5, 2, [3, 2]), (3, 8, [1, 1, 1])])
-def test_streams_are_shared_evenly(batch: int, threads: int, parts: list[int]) -> None:
-    lanes = lanes_of(Options(batch=batch, threads=threads), cores=2)
-    assert [lane.batch for lane in lanes] == parts
-    assert {lane.threads for lane in lanes} == {1}
+@pytest.mark.parametrize(("batch", "lanes", "parts"), [(1, 4, [1]), (5, 2, [3, 2]), (3, 8, [1, 1, 1])])
+def test_streams_are_shared_evenly(batch: int, lanes: int, parts: list[int]) -> None:
+    shared = lanes_of(Options(batch=batch, lanes=lanes, threads=1), "onnxruntime", cores=2)
+    assert [lane.batch for lane in shared] == parts
+    assert {lane.threads for lane in shared} == {1}
+
+
+@pytest.mark.parametrize(("runtime", "hint", "count"), [
+    ("litert", "throughput", 2), ("litert", "latency", 1), ("openvino", "throughput", 1),
+    ("onnxruntime", "throughput", 1),
+])  # fmt: skip
+def test_only_what_gains_from_lanes_gets_them_unasked(runtime: str, hint: Hint, count: int) -> None:
+    assert len(lanes_of(Options(batch=4, hint=hint), runtime, cores=2)) == count
+
+
+def test_no_lane_at_all_is_refused() -> None:
+    with pytest.raises(UserError, match="lanes 0: a whole number of at least 1"):
+        Options(lanes=0)
