@@ -11,11 +11,8 @@ export PYTHONWARNINGS ?=
 demo: $(VENV)/.demo
 	$(BIN)/vidon demo
 
-# The server side in a process of its own: exporters, runtimes and training hold gigabytes and thread pools that do not
-# mix well with hundreds of forks in one process.
 test: check
-	$(BIN)/python -P -m pytest --ignore=tests/train
-	$(BIN)/python -P -m pytest tests/train
+	$(BIN)/python -P -m pytest
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
