@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from deploy.rules import RULES, Broken, Inapplicable, Subject
-from deploy.runtimes import Options, working
+from deploy.runtimes import Options, available, working
+from deploy.runtimes.base import check_device
 from deploy.verify import judge
 from toolkit.bundle import Bundle
-from toolkit.errors import VidonError
+from toolkit.errors import UnavailableDevice, VidonError
 
 __all__ = ["Conformance", "Finding", "conformance", "examine"]
 
@@ -80,10 +81,30 @@ def conformance(
     bundle: Bundle, keys: Sequence[str] | None = None, device: str | None = None, threads: int | None = None,
     steps: int = 10_000,
 ) -> list[Conformance]:  # fmt: skip
-    """Examine the artefacts named, or all whose runtime works here; ``device`` None is each runtime's usual one."""
+    """Examine the artefacts named, or all that run on ``device`` here (None: each runtime's usual one).
+
+    Raises:
+        UnavailableDevice: the device is not there.
+    """
     found = []
-    for key in keys or working(bundle)[0]:
+    for key in _chosen(bundle, keys, device):
         artefact = bundle.artefact(key)
         options = Options(device=device or judge(artefact), threads=threads)
         found.append(examine(Subject(bundle, artefact, options, steps)))
     return found
+
+
+def _chosen(bundle: Bundle, keys: Sequence[str] | None, device: str | None) -> list[str]:
+    """The artefacts to examine: a device that is absent is told once, not as fifteen broken rules."""
+    states = {key: available(bundle.artefact(key).runtime) for key in keys or working(bundle)[0]}
+    if device is None:
+        return list(states)
+    if keys:
+        for key, state in states.items():
+            check_device(bundle.artefact(key).runtime, device, state.devices, state.missing)
+        return list(states)
+    fit = [key for key, state in states.items() if device in state.devices]
+    if not fit:
+        there = dict.fromkeys(name for state in states.values() for name in state.devices)
+        raise UnavailableDevice(f"no artefact of {bundle.root} runs on {device!r} here; there is: {', '.join(there)}")
+    return fit

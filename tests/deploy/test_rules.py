@@ -19,6 +19,7 @@ from tests.deploy.conftest import KEYS, SIDE, lively_student, streams
 from tests.toolkit.test_cli import refused, vidon
 from toolkit.bundle import Artefact, Bundle
 from toolkit.contract import Array, Contract, Placement
+from toolkit.errors import UnavailableDevice
 from toolkit.preprocess import Preprocess
 from toolkit.recipe import StudentConfig, TeacherConfig
 from train.models.vit import TubeletViT
@@ -234,6 +235,12 @@ def test_the_command_tells_every_rule_and_fails_with_the_first_broken_one(
     assert "no drift                           FAILED" in out
     assert "answers stay as they were given    passed" in out
     assert "no artefact 'litert-fp23'" in refused("devices", "conformance", bundle.root, "--artefact", "litert-fp23")
+
+
+@pytest.mark.parametrize("keys", [["litert-fp32"], None])
+def test_a_device_that_is_absent_is_told_once(bundle: Bundle, keys: list[str] | None) -> None:
+    with pytest.raises(UnavailableDevice, match="'npu9' here"):
+        conformance(bundle, keys, "npu9")
 
 
 @pytest.mark.slow
