@@ -51,8 +51,8 @@ def onnxruntime_before(bundle: Bundle, key: str, frame: Array, threads: int) -> 
     return step
 
 
-def openvino_before(bundle: Bundle, key: str, frame: Array, threads: int) -> Call:
-    """Every tensor set at every step, and a dictionary of all outputs copied by infer()."""
+def openvino_compiled(bundle: Bundle, key: str, threads: int) -> Any:
+    """The file for one stream, fp32 as fp32; an int8 file's rest in the precision that OpenVINO chooses."""
     import openvino as ov
 
     contract, artefact = bundle.manifest.contract, bundle.artefact(key)
@@ -62,7 +62,15 @@ def openvino_before(bundle: Bundle, key: str, frame: Array, threads: int) -> Cal
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": threads}
     if key.endswith("fp32"):
         config["INFERENCE_PRECISION_HINT"] = "f32"
-    request = ov.Core().compile_model(model, "CPU", config).create_infer_request()
+    return ov.Core().compile_model(model, "CPU", config)
+
+
+def openvino_before(bundle: Bundle, key: str, frame: Array, threads: int) -> Call:
+    """Every tensor set at every step, and a dictionary of all outputs copied by infer()."""
+    import openvino as ov
+
+    contract = bundle.manifest.contract
+    request = openvino_compiled(bundle, key, threads).create_infer_request()
     sets = [[ov.Tensor(zero.copy()) for zero in contract.zeros().values()] for _ in range(2)]
 
     def step() -> Any:
@@ -107,14 +115,7 @@ def openvino_bound(bundle: Bundle, key: str, frame: Array, threads: int) -> Call
     """Two requests over two sets of states (B, C, H, W); OpenVINO chooses the precision of an int8 file's rest."""
     import openvino as ov
 
-    contract, artefact = bundle.manifest.contract, bundle.artefact(key)
-    model = ov.Core().read_model(bundle.root / artefact.folder / artefact.entry)
-    shapes = [contract.input_shape, *(state.shape for state in contract.states)]
-    model.reshape({name: [1, *shape] for name, shape in zip(contract.input_names, shapes, strict=True)})
-    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": threads}
-    if key.endswith("fp32"):
-        config["INFERENCE_PRECISION_HINT"] = "f32"
-    compiled = ov.Core().compile_model(model, "CPU", config)
+    contract, compiled = bundle.manifest.contract, openvino_compiled(bundle, key, threads)
     sets, requests = [list(contract.zeros().values()) for _ in range(2)], []
     own, logits = np.zeros_like(frame), np.zeros((1, contract.answer_width), np.float32)
     for reads, writes in (sets, sets[::-1]):
