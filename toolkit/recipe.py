@@ -40,10 +40,11 @@ class _Frozen(BaseModel):
 
 
 _VIDEOMAE = {"norm": "pooled", "eps": 1e-6, "last_eps": 1e-6}
-_VITS: dict[str, dict[str, Any]] = {
+_PRESETS: dict[str, dict[str, Any]] = {
     "vit-s": {"dim": 384, "depth": 12, "heads": 6, **_VIDEOMAE},
     "vit-b": {"dim": 768, "depth": 12, "heads": 12, **_VIDEOMAE},
     "vit-l": {"dim": 1024, "depth": 24, "heads": 16, **_VIDEOMAE},
+    "x3d-l": {"depth_factor": 5.0},
 }
 
 
@@ -123,8 +124,9 @@ class TeacherConfig(_Frozen):
     ViTs: tubelets of ``tubelet`` = (t, h, w) pixels and ``depth`` blocks of joint or divided space-time
     ``attention``. ``vit-s``, ``vit-b`` and ``vit-l`` are presets: what the recipe gives itself wins. The last norm
     stands on the ``tokens`` or on their mean (``pooled``, VideoMAE's). ``merge`` joins so many tokens in every
-    block at inference (ToMe). CNNs: ``width`` scales all channels. ``encoder = "hf:<folder or hub id>"`` is any video
-    classifier of ``transformers``; ``transformers`` is then its configuration, filled in when it is saved.
+    block at inference (ToMe). CNNs: ``width`` scales all channels. X3D: ``depth_factor`` and ``bottleneck`` are the
+    paper's gamma_d (5 in ``x3d-l``) and gamma_b. ``encoder = "hf:<folder or hub id>"`` is any video classifier of
+    ``transformers``; ``transformers`` is then its configuration, filled in when it is saved.
     ``pretrained`` is a checkpoint (file, folder or hub id) that fine-tuning and pretraining start from.
     """
 
@@ -140,6 +142,8 @@ class TeacherConfig(_Frozen):
     last_eps: float = Field(default=1e-5, ge=0)
     merge: int = Field(default=0, ge=0)
     width: float = Field(default=1.0, gt=0)
+    depth_factor: float = Field(default=2.2, gt=0)
+    bottleneck: float = Field(default=2.25, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     pretrained: str | None = Field(default=None, min_length=1)
     transformers: dict[str, Any] = {}
@@ -147,7 +151,7 @@ class TeacherConfig(_Frozen):
     @model_validator(mode="before")
     @classmethod
     def _presets_fill_what_is_not_given(cls, raw: Any) -> Any:
-        preset = _VITS.get(raw.get("encoder", "")) if isinstance(raw, dict) else None
+        preset = _PRESETS.get(raw.get("encoder", "")) if isinstance(raw, dict) else None
         return {**preset, **raw} if preset else raw
 
 

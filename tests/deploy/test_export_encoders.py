@@ -23,6 +23,7 @@ SIDE, FRAMES = 32, 4
         ("c3d", {}, ("onnxruntime", "openvino", "litert")),
         ("i3d", {}, ("onnxruntime", "openvino", "litert")),
         ("r2plus1d", {}, ("onnxruntime", "openvino", "litert")),
+        ("x3d-s", {}, ("onnxruntime", "openvino")),  # LiteRT's CONV_3D has no groups
         ("vit-s", {"attention": "divided"}, ("onnxruntime", "openvino", "litert")),
         ("vit-s", {"merge": 4}, ("onnxruntime", "openvino")),  # litert-torch 0.10 cannot convert the sort
     ],

@@ -85,13 +85,13 @@ def test_a_compiled_stage_ends_where_a_plain_one_does(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoder", ["c3d", "r2plus1d"])
+@pytest.mark.parametrize("encoder", ["c3d", "r2plus1d", "x3d-s"])
 @pytest.mark.parametrize("stage", [pretrain, finetune])
 def test_cnns_with_and_without_repeated_blocks_train_compiled(
     stage: Any, encoder: str, data: Path, tmp_path: Path
 ) -> None:
     recipe = _recipe(data, compile=True)
-    teacher = recipe.teacher.model_validate({"encoder": encoder, "width": 0.1})
+    teacher = recipe.teacher.model_validate({"encoder": encoder, "width": 0.1, "depth_factor": 1.0})
     objectives = {"objectives": {"contrastive": 1.0}, "settings": {}}
     recipe = recipe.model_copy(
         update={"teacher": teacher, "pretrain": recipe.pretrain.model_copy(update=objectives)}

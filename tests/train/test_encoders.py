@@ -53,6 +53,10 @@ def layer_of(parameter: str, layers: list[str]) -> int:
         ("vit-s", 16, 224, 400, (22.0, 22.1), (56.0, 58.0)),
         ("vit-b", 16, 224, 400, (86.0, 87.0), (179.0, 181.0)),
         ("vit-l", 16, 224, 400, (304.0, 305.0), (596.0, 598.0)),
+        ("x3d-xs", 4, 160, 400, (3.76, 3.80), (0.595, 0.61)),
+        ("x3d-s", 13, 160, 400, (3.76, 3.80), (1.955, 1.965)),
+        ("x3d-m", 16, 224, 400, (3.76, 3.80), (4.725, 4.735)),
+        ("x3d-l", 16, 312, 400, (6.08, 6.16), (18.36, 18.38)),
     ],
 )
 def test_sizes_are_the_published_ones(
@@ -287,7 +291,7 @@ def test_divided_attention_starts_as_attention_in_space_only() -> None:
     assert not torch.allclose(a[:, 16:], b[:, 16:])
 
 
-@pytest.mark.parametrize("name", ["c3d", "i3d", "r2plus1d", "vit-s"])
+@pytest.mark.parametrize("name", ["c3d", "i3d", "r2plus1d", "vit-s", "x3d-s"])
 def test_any_encoder_is_fine_tuned_and_teaches(name: str, tmp_path: Path) -> None:
     teacher = {"encoder": name, **SMALL, "dropout": 0.1}
     one: dict[str, object] = {"epochs": 1, "batch": 4}

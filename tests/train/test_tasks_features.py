@@ -35,7 +35,7 @@ def teacher(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finetune(tiny_recipe(root, finetune={"epochs": 1}), tmp_path_factory.mktemp("teacher"))
 
 
-@pytest.mark.parametrize("encoder", ["vit", "c3d", "i3d", "r2plus1d"])
+@pytest.mark.parametrize("encoder", ["vit", "c3d", "i3d", "r2plus1d", "x3d-s"])
 def test_a_clip_models_answer_is_its_head_on_the_embedding(encoder: str, root: Path) -> None:
     recipe = tiny_recipe(root, teacher={"encoder": encoder, "width": 0.1})
     model = build(card_of(recipe, "teacher", ("left", "right"))).eval()

@@ -100,7 +100,7 @@ def _first_line(error: Exception) -> str:
 
 def _read(path: Path) -> dict[str, Tensor]:
     raw = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
-    for wrapper in ("model", "module", "state_dict"):
+    for wrapper in ("model", "module", "state_dict", "model_state"):
         if isinstance(raw, dict) and isinstance(raw.get(wrapper), dict):
             raw = raw[wrapper]
             break

@@ -1,4 +1,4 @@
-"""What 3-D convolutional nets share that answer from the mean of their last maps: I3D, R(2+1)D.
+"""What 3-D convolutional nets share that answer from the mean of their last maps: I3D, R(2+1)D, X3D.
 
 Shapes: B batch, T frames, H, W picture, C channels, D width, K classes.
 """
@@ -21,11 +21,14 @@ class PooledNet(nn.Module, ABC):
         super().__init__()
         self.config, self.classes, self.frame, self.frames = config, classes, frame, frames
 
-    def _finish(self, channels: int, mode: Literal["fan_in", "fan_out"]) -> None:
-        """Put the head on maps of ``channels``, and initialise: the last line of a net's constructor."""
-        self.channels = self.width = channels
+    def _finish(self, channels: int, mode: Literal["fan_in", "fan_out"], width: int | None = None) -> None:
+        """Put the head on maps of ``channels`` (or on ``width``, if ``embed`` widens their mean), and initialise.
+
+        The last line of a net's constructor.
+        """
+        self.channels, self.width = channels, width or channels
         self.dropout = nn.Dropout(self.config.dropout)
-        self.head = nn.Linear(channels, self.classes)
+        self.head = nn.Linear(self.width, self.classes)
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")

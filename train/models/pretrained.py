@@ -1,4 +1,6 @@
-"""Starting an encoder from weights that exist: VideoMAE's, a 2-D GoogLeNet's, torchvision's, or a model saved here."""
+"""Starting an encoder from weights that exist: VideoMAE's, GoogLeNet's, torchvision's, pytorchvideo's, or our own."""
+
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -8,6 +10,7 @@ from train.models.i3d import I3D, inflate
 from train.models.store import ClipModel, load_model
 from train.models.videomae import is_videomae, read_videomae
 from train.models.vit import TubeletViT
+from train.models.x3d import X3D, published_name
 
 __all__ = ["start_from"]
 
@@ -16,10 +19,11 @@ def start_from(model: ClipModel, source: str | None) -> None:
     """Fill ``model`` with pretrained weights in place; the head is taken only if it has as many classes.
 
     ``source`` is a file, a folder or a hub name: a model saved by vidon, VideoMAE in either public layout (ViTs),
-    torchvision's GoogLeNet (I3D, inflated) or any state dict with the model's own names. None changes nothing.
+    torchvision's GoogLeNet (I3D, inflated), pytorchvideo's X3D, or any state dict with the model's own names. None
+    changes nothing.
 
     Raises:
-        UserError: missing, damaged or foreign weights, or weights of another shape.
+        UserError: missing, damaged or foreign weights, weights of another shape, or more than the model has places for.
     """
     if source is None:
         return
@@ -43,6 +47,8 @@ def start_from(model: ClipModel, source: str | None) -> None:
         _fill(model, encoder, source, fresh=("norm.",))
     elif isinstance(model, I3D) and weights.get("conv1.conv.weight", next(iter(weights.values()))).ndim == 4:
         inflate(model, weights)
+    elif isinstance(model, X3D) and any(name.startswith("blocks.") for name in weights):
+        _fill(model, weights, source, called=published_name)
     else:
         _fill(model, {_own_name(name): tensor for name, tensor in weights.items()}, source)
 
@@ -51,13 +57,23 @@ def _own_name(name: str) -> str:
     return f"head.{name.removeprefix('fc.')}" if name.startswith("fc.") else name
 
 
-def _fill(model: ClipModel, weights: dict[str, Tensor], source: str, fresh: tuple[str, ...] = ()) -> None:
+def _fill(
+    model: ClipModel, weights: dict[str, Tensor], source: str, fresh: tuple[str, ...] = (),
+    called: Callable[[str], str] = str,
+) -> None:  # fmt: skip
+    """Take all but the ``head``, the ``fresh`` and batch norms' counters; ``called`` gives a weight's name in there."""
     own = model.state_dict()
+    wrong = []
     for name, tensor in own.items():
-        given = weights.get(name)
+        given = weights.get(called(name))
         if given is not None and given.shape == tensor.shape:
             own[name] = given
         elif not name.startswith(("head.", *fresh)) and not name.endswith("num_batches_tracked"):
             what = "is absent" if given is None else f"has shape {tuple(given.shape)}, expected {tuple(tensor.shape)}"
-            raise UserError(f"weights {source} do not fit {model.config.encoder}: {name} {what}; check [teacher]")
+            wrong.append(f"{called(name)} {what}")
+    known = {called(name) for name in own}
+    wrong += [f"{name} has no place in it" for name in weights if name not in known]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more weights do not fit)" if len(wrong) > 1 else ""
+        raise UserError(f"weights {source} do not fit {model.config.encoder}: {wrong[0]}{more}; check [teacher]")
     model.load_state_dict(own)

@@ -28,6 +28,10 @@ ENCODERS = {
     "vit-s": "train.models.vit",
     "vit-b": "train.models.vit",
     "vit-l": "train.models.vit",
+    "x3d-xs": "train.models.x3d",
+    "x3d-s": "train.models.x3d",
+    "x3d-m": "train.models.x3d",
+    "x3d-l": "train.models.x3d",
     "hf": "train.models.hf",
 }
 

@@ -28,6 +28,7 @@ from train.models.r2plus1d import R2Plus1D
 from train.models.registry import make_encoder
 from train.models.student import OnlineShift, StreamStudent, build_student
 from train.models.vit import TubeletViT
+from train.models.x3d import X3D
 
 __all__ = [
     "Card",
@@ -41,7 +42,7 @@ __all__ = [
     "save_model",
 ]
 
-ClipModel = C3D | HubClassifier | I3D | R2Plus1D | TubeletViT
+ClipModel = C3D | HubClassifier | I3D | R2Plus1D | TubeletViT | X3D
 Model = StreamStudent | ClipModel | ClipDetector
 
 
