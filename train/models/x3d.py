@@ -136,7 +136,7 @@ class _Gate(nn.Module):
 
 
 def published_name(name: str) -> str:
-    """What pytorchvideo calls a weight: ``stage2.10.reduce.1.bias`` -> ``blocks.2.res_blocks.10.branch2.norm_c.bias``."""
+    """What pytorchvideo calls it: ``stage2.10.reduce.1.bias`` -> ``blocks.2.res_blocks.10.branch2.norm_c.bias``."""
     layer, _, leaf = name.rpartition(".")
     if layer in _ENDS:
         return f"{_ENDS[layer]}.{leaf}"
