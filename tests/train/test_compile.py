@@ -91,7 +91,7 @@ def test_cnns_with_and_without_repeated_blocks_train_compiled(
     stage: Any, encoder: str, data: Path, tmp_path: Path
 ) -> None:
     recipe = _recipe(data, compile=True)
-    teacher = recipe.teacher.model_validate({"encoder": encoder, "width": 0.1, "depth_factor": 1.0})
+    teacher = recipe.teacher.model_validate({"encoder": encoder, "width": 0.1, "depth_factor": 0.5})
     objectives = {"objectives": {"contrastive": 1.0}, "settings": {}}
     recipe = recipe.model_copy(
         update={"teacher": teacher, "pretrain": recipe.pretrain.model_copy(update=objectives)}
