@@ -12,6 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ __all__ = ["STAGES", "CameraOptions", "CameraSummary", "StageTiming", "run_camer
 
 STAGES = ("capture", "preprocess", "infer", "postprocess", "draw", "output")
 Ended = Literal["end", "frames", "duration", "quit", "interrupt"]
+_MAKE_UP_S = 1.0  # of a live source's silence so much is answered for
 _KEEP = 100_000  # newest samples per stage that the percentiles are taken from: a loop may run for weeks
 
 
@@ -167,7 +169,7 @@ class _Clock:
 
     def recent(self) -> dict[str, float]:
         """Mean of the last few samples of each stage: what the overlay shows."""
-        return {stage: float(np.mean(list(samples)[-15:])) for stage, samples in self._samples.items()}
+        return {stage: float(np.mean(list(islice(reversed(samples), 15)))) for stage, samples in self._samples.items()}
 
     def last(self, stage: str) -> float:
         samples = self._samples.get(stage)
@@ -258,13 +260,12 @@ class _Loop:
         self.sampler = FrameSampler(self.manifest.preprocess.fps)
         self.frames = self.dropped = self.steps = self.skipped = 0
         self.beats: deque[float] = deque(maxlen=30)
+        self.last_s = 0.0  # when the frame before came
         self.began = self.finished = time.perf_counter()
 
     def run(self, stream: Source) -> Ended:
         options, first_s = self.options, None
         self.session.reset()
-        # A slow camera repeats frames as training did, but a slow *device* must not owe ever more steps.
-        limit = math.ceil(self.manifest.preprocess.fps / stream.fps) if stream.live else None
         self.began = self.finished = time.perf_counter()
         if options.frames is not None and options.frames <= 0:
             return "frames"
@@ -272,11 +273,21 @@ class _Loop:
             first_s = grabbed.stamp_s if first_s is None else first_s
             if options.duration_s is not None and grabbed.stamp_s - first_s >= options.duration_s:
                 return "duration"
-            if not self._handle(grabbed, limit, stream.live):
+            if not self._handle(grabbed, self._affordable(grabbed, stream.fps) if stream.live else None, stream.live):
                 return "quit"
             if options.frames is not None and self.frames >= options.frames:
                 return "frames"
         return "end"
+
+    def _affordable(self, grabbed: Grabbed, nominal_fps: float) -> int:
+        """How many steps a live frame may cause: as many as fit between two frames of the camera.
+
+        A slow camera (many are, in the dark) repeats frames as training did, but a slow *device*, which is told by the
+        frames it missed, must not owe ever more steps.
+        """
+        before_s, self.last_s = self.last_s, grabbed.stamp_s
+        period_s = (grabbed.stamp_s - before_s) / (grabbed.dropped + 1)
+        return math.ceil(self.manifest.preprocess.fps * max(1 / nominal_fps, min(period_s, _MAKE_UP_S)))
 
     def _handle(self, grabbed: Grabbed, limit: int | None, live: bool) -> bool:
         self.clock.add("capture", grabbed.capture_ms)
