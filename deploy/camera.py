@@ -33,7 +33,7 @@ __all__ = ["STAGES", "CameraOptions", "CameraSummary", "StageTiming", "run_camer
 STAGES = ("capture", "preprocess", "infer", "postprocess", "draw", "output")
 Ended = Literal["end", "frames", "duration", "quit", "interrupt"]
 _MAKE_UP_S = 1.0  # of a live source's silence so much is answered for
-_KEEP = 100_000  # newest samples per stage that the percentiles are taken from: a loop may run for weeks
+_KEEP = 20_000  # newest samples per stage that the percentiles are taken from: a loop may run for weeks
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,7 +183,7 @@ def test_a_disk_without_room_for_a_zip_is_told_as_such(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = Path(shutil.make_archive(str(tmp_path / "door"), "zip", bundle))
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(UserError, match=r"cannot unpack .*door\.zip: it needs .* MiB in .*, or let TMPDIR"):
         open_bundle(archive)
 
