@@ -17,7 +17,7 @@ from deploy.trial import try_alone
 from devices import describe_machine
 from tests.deploy.conftest import KEYS
 from toolkit.bundle import Bundle, open_bundle, seal
-from toolkit.errors import UserError
+from toolkit.errors import UnavailableDevice, UserError
 
 CHOICE = Choice(machine="m", measured="2026-01-01", artefact="openvino-int8", threads=2, form="explicit", p50_ms=1.0)
 
@@ -72,6 +72,17 @@ def test_a_precision_that_a_runtime_runs_badly_is_not_the_first_choice(
     assert pick(old, None).key == "litert-int8"
     monkeypatch.setattr(type(load("litert")), "available", lambda self: Availability(True, "", slow=("int8",)))
     assert pick(old, None).key == "litert-fp32"
+
+
+def test_a_device_is_served_by_a_runtime_that_has_it(bundle: Bundle) -> None:
+    """What is fastest on the processor says nothing about another device."""
+    assert "auto" in load("openvino").available().devices
+    save_choice(bundle, Choice(machine="m", measured="2026-01-01", artefact="litert-fp32", threads=1, p50_ms=1.0))
+    assert pick(bundle, None).key == "litert-fp32"
+    assert pick(bundle, None, "auto").runtime == "openvino"
+    assert open_session(bundle, device="auto").placement().runtime == "openvino"
+    with pytest.raises(UnavailableDevice, match="has no device 'npu9' here"):
+        open_session(bundle, device="npu9")
 
 
 def test_a_target_tried_alone_tells_memory_load_time_and_parity(bundle: Bundle) -> None:
