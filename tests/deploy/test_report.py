@@ -328,3 +328,11 @@ def test_clips_are_not_called_frames_and_nothing_is_drawn_of_nothing(tmp_path: P
     known = Rung(name="litert-int8", kind="artefact", size_bytes=1000, passed=True)
     html = write_report(_report().model_copy(update={"rungs": (known,)}), tmp_path).read_text()
     assert "Accuracy against latency" not in html
+
+
+@pytest.mark.parametrize(("accuracy", "chosen"), [(0.911, "quick"), (0.909, "sure")])
+def test_speed_decides_within_one_point_of_accuracy_and_not_beyond(accuracy: float, chosen: str) -> None:
+    rungs = (_artefact("onnxruntime-fp32", 0.92, 2.0), _artefact("litert-int8", accuracy, 1.0))
+    best = best_rung(_report(rungs=rungs))
+    assert best is not None
+    assert best.name == {"quick": "litert-int8", "sure": "onnxruntime-fp32"}[chosen]
