@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.camera import _KEEP, CameraOptions, CameraSummary, _Clock, _Loop, run_camera
+from deploy.camera import CameraOptions, CameraSummary, _Loop, run_camera
 from deploy.capture import Grabbed, _without_password
 from deploy.overlay import clock_text
+from deploy.stages import KEPT, StageClock
 from tests.deploy.cameras import BrightnessSession, make_bundle, picture, write_video
 
 
@@ -50,8 +51,8 @@ def test_after_a_silence_one_second_is_made_up_for() -> None:
 
 
 def test_showing_the_stage_times_costs_the_same_after_a_week() -> None:
-    clock = _Clock()
-    for index in range(_KEEP + 7):
+    clock = StageClock()
+    for index in range(KEPT + 7):
         clock.add("infer", float(index % 100))
     tracemalloc.start()
     try:
@@ -59,7 +60,7 @@ def test_showing_the_stage_times_costs_the_same_after_a_week() -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert shown["infer"] == pytest.approx(np.mean([index % 100 for index in range(_KEEP + 7)][-15:]))
+    assert shown["infer"] == pytest.approx(np.mean([index % 100 for index in range(KEPT + 7)][-15:]))
     assert peak < 20_000
 
 

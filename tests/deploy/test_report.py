@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
-from deploy.camera import CameraSummary, StageTiming
+from deploy.camera import CameraSummary
 from deploy.figures import curve_figures
 from deploy.ladder import best_values, ladder_table
 from deploy.plot import Mark, latency_plot, line_plot, log_ticks, nice_ticks
@@ -26,6 +26,7 @@ from deploy.report import (
     write_comparison,
     write_report,
 )
+from deploy.stages import StageTiming
 from devices.machine import Machine
 from tests.deploy.cameras import write_video
 from toolkit.errors import UserError
