@@ -42,9 +42,15 @@ def test_another_machine_or_a_changed_bundle_has_no_choice(
     assert load_choice(copy) == CHOICE
     seal(copy.root, copy.manifest.model_copy(update={"best": "torch-fp32"}))
     assert load_choice(open_bundle(copy.root)) is None
-    other = describe_machine().model_copy(update={"cpu": "another"})
-    monkeypatch.setattr(choice_module, "describe_machine", lambda: other)
-    assert load_choice(bundle) is None
+    here = describe_machine()
+    changes: list[dict[str, object]] = [{"cpu": "another"}, {"cores": 99}, {"board": "another"}, {"features": ("i8mm",)}]
+    for change in changes:
+        other = here.model_copy(update=change)
+        monkeypatch.setattr(choice_module, "describe_machine", lambda machine=other: machine)
+        assert load_choice(bundle) is None, change
+    warmer = here.model_copy(update={"temperature_c": 80.0, "python": "9.9"})  # as every day
+    monkeypatch.setattr(choice_module, "describe_machine", lambda: warmer)
+    assert load_choice(bundle) == CHOICE
 
 
 def test_a_damaged_choice_is_not_used(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
