@@ -43,9 +43,9 @@ def test_another_machine_or_a_changed_bundle_has_no_choice(
     seal(copy.root, copy.manifest.model_copy(update={"best": "torch-fp32"}))
     assert load_choice(open_bundle(copy.root)) is None
     here = describe_machine()
-    changes: list[dict[str, object]] = [{"cpu": "another"}, {"cores": 99}, {"board": "another"}, {"features": ("i8mm",)}]
-    for change in changes:
-        other = here.model_copy(update=change)
+    changes: dict[str, object] = {"cpu": "another", "cores": 99, "board": "another", "features": ("i8mm",)}
+    for change in changes.items():
+        other = here.model_copy(update=dict([change]))
         monkeypatch.setattr(choice_module, "describe_machine", lambda machine=other: machine)
         assert load_choice(bundle) is None, change
     warmer = here.model_copy(update={"temperature_c": 80.0, "python": "9.9"})  # as every day
