@@ -22,7 +22,8 @@ def report_of(bundle: Bundle) -> Report:
     estimates = {artefact.key: load_estimate(bundle.root / artefact.folder) for artefact in manifest.artefacts}
     notes = [note for key, estimate in estimates.items() if estimate is not None for note in _notes(key, estimate)]
     return Report(
-        title=f"{manifest.name}: the bundle", created=datetime.datetime.now().isoformat(timespec="seconds"),
+        title=f"{manifest.name}: the bundle",
+        created=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         machine=describe_machine(), task=_task(manifest), labels=manifest.labels, best=manifest.best,
         notes=tuple(notes),
         rungs=tuple(_rung(artefact, estimates[artefact.key]) for artefact in manifest.artefacts),

@@ -9,29 +9,26 @@ decides which frames are stepped, so the model sees on the board exactly what it
 import contextlib
 import math
 import time
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
+from deploy.answers import DetectedBoxes, SmoothedAnswer
 from deploy.capture import Grabbed, Source, open_source
-from deploy.detect import found_in
 from deploy.overlay import Overlay, Scene
 from deploy.sinks import Look, Sink, VideoSink
-from toolkit.bundle import Bundle, Manifest
-from toolkit.contract import Answer, Array, Contract, Session, chosen, probabilities
-from toolkit.detection import Found, to_frame
+from deploy.stages import StageClock, StageTiming
+from toolkit.bundle import Bundle
+from toolkit.contract import Session
 from toolkit.errors import BundleError, UnavailableDevice, UserError
 from toolkit.preprocess import FrameSampler
 
-__all__ = ["STAGES", "CameraOptions", "CameraSummary", "StageTiming", "run_camera"]
+__all__ = ["CameraOptions", "CameraSummary", "run_camera"]
 
-STAGES = ("capture", "preprocess", "infer", "postprocess", "draw", "output")
 Ended = Literal["end", "frames", "duration", "quit", "interrupt"]
-_KEEP = 100_000  # newest samples per stage that the percentiles are taken from: a loop may run for weeks
+_MAKE_UP_S = 1.0  # of a live source's silence so much is answered for
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +45,6 @@ class CameraOptions:
     duration_s: float | None = None
     open_timeout_s: float = 10.0
     stall_timeout_s: float = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class StageTiming:
-    """Milliseconds of one stage over ``count`` runs."""
-
-    p50_ms: float
-    p95_ms: float
-    mean_ms: float
-    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,106 +137,15 @@ def _check(bundle: Bundle, session: Session, source: str, sinks: Sequence[Sink],
             raise UserError(f"cannot write {sink.path}: it is the video being played; choose another name")
 
 
-class _Clock:
-    """Samples of every stage, in milliseconds."""
-
-    def __init__(self) -> None:
-        self._samples: dict[str, deque[float]] = {}
-
-    @contextlib.contextmanager
-    def time(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.add(stage, (time.perf_counter() - start) * 1000)
-
-    def add(self, stage: str, sample_ms: float) -> None:
-        self._samples.setdefault(stage, deque(maxlen=_KEEP)).append(sample_ms)
-
-    def recent(self) -> dict[str, float]:
-        """Mean of the last few samples of each stage: what the overlay shows."""
-        return {stage: float(np.mean(list(samples)[-15:])) for stage, samples in self._samples.items()}
-
-    def last(self, stage: str) -> float:
-        samples = self._samples.get(stage)
-        return samples[-1] if samples else 0.0
-
-    def table(self) -> dict[str, StageTiming]:
-        found = {}
-        for stage in (*STAGES, "latency"):
-            samples = np.asarray(self._samples.get(stage, ()))
-            if samples.size:
-                p50, p95 = np.percentile(samples, (50, 95))
-                found[stage] = StageTiming(
-                    round(float(p50), 3), round(float(p95), 3), round(float(samples.mean()), 3), int(samples.size)
-                )
-        return found
-
-
-class _Answer:
-    """The smoothed answer: probabilities of the mean of the last logits, warm-up left out."""
-
-    def __init__(self, window: int, warmup: int, answer: Answer = "one") -> None:
-        self._kind: Answer = answer
-        self._recent: deque[Array] = deque(maxlen=window)
-        self._ignore = warmup
-        self.probabilities: Array | None = None
-        self.history: deque[tuple[int, float]] = deque(maxlen=240)
-        self.counts: Counter[int] = Counter()
-        self.answered = 0
-
-    def on_frame(self, manifest: Manifest, rows: int, cols: int) -> Found | None:
-        """A detector's boxes; a classifier has none."""
-        return None
-
-    def add(self, logits_K: Array) -> None:
-        if self._ignore:
-            self._ignore -= 1
-            return
-        self._recent.append(logits_K)
-        self.probabilities = probabilities(np.asarray(np.mean(self._recent, axis=0), np.float32), self._kind)
-        best = int(self.probabilities.argmax())
-        self.history.append((best, float(self.probabilities[best])))
-        self.counts.update(chosen(self.probabilities, self._kind))
-        self.answered += 1
-
-
-class _Boxes(_Answer):
-    """A detector's answer: the boxes of the last step; as probabilities the best score of each class."""
-
-    def __init__(self, contract: Contract) -> None:
-        super().__init__(1, contract.warmup)
-        self._contract = contract
-        self.found: Found | None = None
-
-    def add(self, logits_K: Array) -> None:
-        if self._ignore:
-            self._ignore -= 1
-            return
-        self.found = found_in(logits_K, self._contract)
-        self.probabilities = np.zeros(self._contract.classes, np.float32)
-        np.maximum.at(self.probabilities, self.found.labels, self.found.scores)
-        best = int(self.probabilities.argmax())
-        self.history.append((best, float(self.probabilities[best])))
-        self.counts.update(set(self.found.labels.tolist()))
-        self.answered += 1
-
-    def on_frame(self, manifest: Manifest, rows: int, cols: int) -> Found | None:
-        """The boxes in pixels of a frame of ``rows`` x ``cols``."""
-        if self.found is None:
-            return None
-        boxes = to_frame(self.found.boxes, manifest.preprocess, rows, cols)
-        return Found(boxes, self.found.scores, self.found.labels)
-
-
 class _Loop:
     """State of one run."""
 
     def __init__(self, bundle: Bundle, session: Session, sinks: Sequence[Sink], options: CameraOptions) -> None:
         self.manifest, self.session, self.sinks, self.options = bundle.manifest, session, sinks, options
         contract = session.contract
-        plain = contract.detection is None
-        self.answer = _Answer(options.window, contract.warmup, contract.answer) if plain else _Boxes(contract)
-        self.clock = _Clock()
+        smoothed = SmoothedAnswer(options.window, contract.warmup, contract.answer)
+        self.answer = smoothed if contract.detection is None else DetectedBoxes(contract)
+        self.clock = StageClock()
         placement = session.placement()
         self.artefact = f"{placement.runtime}-{placement.precision}"
         self.draws = any(sink.wants_picture for sink in sinks)
@@ -258,13 +154,12 @@ class _Loop:
         self.sampler = FrameSampler(self.manifest.preprocess.fps)
         self.frames = self.dropped = self.steps = self.skipped = 0
         self.beats: deque[float] = deque(maxlen=30)
+        self.last_s = 0.0  # when the frame before came
         self.began = self.finished = time.perf_counter()
 
     def run(self, stream: Source) -> Ended:
         options, first_s = self.options, None
         self.session.reset()
-        # A slow camera repeats frames as training did, but a slow *device* must not owe ever more steps.
-        limit = math.ceil(self.manifest.preprocess.fps / stream.fps) if stream.live else None
         self.began = self.finished = time.perf_counter()
         if options.frames is not None and options.frames <= 0:
             return "frames"
@@ -272,11 +167,21 @@ class _Loop:
             first_s = grabbed.stamp_s if first_s is None else first_s
             if options.duration_s is not None and grabbed.stamp_s - first_s >= options.duration_s:
                 return "duration"
-            if not self._handle(grabbed, limit, stream.live):
+            if not self._handle(grabbed, self._affordable(grabbed, stream.fps) if stream.live else None, stream.live):
                 return "quit"
             if options.frames is not None and self.frames >= options.frames:
                 return "frames"
         return "end"
+
+    def _affordable(self, grabbed: Grabbed, nominal_fps: float) -> int:
+        """How many steps a live frame may cause: as many as fit between two frames of the camera.
+
+        A slow camera (many are, in the dark) repeats frames as training did, but a slow *device*, which is told by the
+        frames it missed, must not owe ever more steps.
+        """
+        before_s, self.last_s = self.last_s, grabbed.stamp_s
+        period_s = (grabbed.stamp_s - before_s) / (grabbed.dropped + 1)
+        return math.ceil(self.manifest.preprocess.fps * max(1 / nominal_fps, min(period_s, _MAKE_UP_S)))
 
     def _handle(self, grabbed: Grabbed, limit: int | None, live: bool) -> bool:
         self.clock.add("capture", grabbed.capture_ms)

@@ -127,7 +127,8 @@ def _open_url(text: str, realtime: bool, open_timeout_s: float, stall_timeout_s:
 
 
 def _without_password(url: str) -> str:
-    return re.sub(r"://[^/@]*@", "://***@", url)
+    url = re.sub(r"://[^/]*@", "://***@", url)
+    return re.sub(r"([?&]\w*(?:pass|pwd|pw|token|key|auth)\w*=)[^&#]*", r"\1***", url, flags=re.IGNORECASE)
 
 
 def _fps(capture: Any) -> float:
@@ -162,7 +163,7 @@ def _timed(frames: Iterator[tuple[float, Picture]]) -> Iterator[Grabbed]:
 
 
 def _live(capture: Any, patience_s: float) -> Iterator[Grabbed]:
-    """Frames of an opened camera, stamped by the wall clock; ends when it gave none for ``patience_s``.
+    """Frames of an opened camera, stamped by the monotonic clock; ends when it gave none for ``patience_s``.
 
     A USB camera may lose single frames; a network stream that failed once never recovers (patience 0).
     """
@@ -230,7 +231,8 @@ class _Newest:
 
     def __init__(self, feed: _Feed, stall_timeout_s: float) -> None:
         self.name, self.fps, self._finite = feed.name, feed.fps, feed.finite
-        self._stall_timeout_s = stall_timeout_s
+        # A recording may have seconds between its frames; it ends by itself.
+        self._stall_timeout_s = None if feed.finite else stall_timeout_s
         self._news = threading.Condition()
         self._slot: Grabbed | None = None
         self._missed = 0

@@ -15,7 +15,7 @@ from toolkit.contract import Answer, chosen
 from toolkit.cv import opencv
 from toolkit.detection import Found
 
-__all__ = ["Overlay", "Scene", "colour_of"]
+__all__ = ["Overlay", "Scene", "clock_text", "colour_of"]
 
 Picture = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -168,10 +168,9 @@ class Overlay:
             self._type.put(picture, text, (start + px // 4, edge + round(1.05 * px)), px, _GROUND)
 
     def _clock(self, picture: Picture, scene: Scene, scale: float) -> None:
-        """Minutes and seconds of the source, top right, with a red dot when live."""
+        """The time of the source, top right, with a red dot when live."""
         px, pad = round(18 * scale), round(14 * scale)
-        seconds = max(0.0, scene.stamp_s)
-        text = f"{int(seconds // 60):02d}:{seconds % 60:04.1f}"
+        text = clock_text(scene.stamp_s)
         wide = self._type.width(text, px) + 2 * pad + (px if scene.live else 0)
         edge = picture.shape[1] - pad
         _shade(picture, (edge - wide, pad, edge, pad + round(1.9 * px)), 0.6)
@@ -239,6 +238,19 @@ class Overlay:
             base = first + round((row + 0.5) * pitch)
             self._type.put(area, name, (pad, base), size, _DIM)
             self._type.put(area, f"{value:.1f} ms", (width - pad, base), size, _INK, right=True)
+
+
+def clock_text(seconds: float) -> str:
+    """Minutes, seconds and tenths; from an hour on hours, minutes and seconds.
+
+    >>> clock_text(59.96)
+    '01:00.0'
+    """
+    tenths = round(10 * max(0.0, seconds))
+    minutes, rest = divmod(tenths, 600)
+    if minutes < 60:
+        return f"{minutes:02d}:{rest / 10:04.1f}"
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest // 10:02d}"
 
 
 def _shade(picture: Picture, box: tuple[int, int, int, int], strength: float) -> None:

@@ -7,6 +7,7 @@ with the float model's is kept for this machine and bundle.
 
 import datetime
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,12 +69,11 @@ def sweep(bundle: Bundle, steps: int = 200, threads: Sequence[int] | None = None
     firsts = {(item.key, item.form): item for item in reversed(asked)}
     alone = {pair: try_alone(bundle, item.key, item.options) for pair, item in track(list(firsts.items()), "try")}
     good = [item for item in asked if "error" not in alone[item.key, item.form]]
-    sessions = {item: open_session(bundle, item.key, options=item.options) for item in good}
-    try:
-        times = bench({item.name: session for item, session in sessions.items()}, steps)
-    finally:
-        for session in sessions.values():
-            session.close()
+    with ExitStack() as opened:
+        sessions = {}
+        for item in good:
+            sessions[item.name] = opened.enter_context(closing(open_session(bundle, item.key, options=item.options)))
+        times = bench(sessions, steps)
     rows = []
     for item in asked:
         row = {"artefact": item.key, "threads": item.threads, "form": item.form, **alone[item.key, item.form]}

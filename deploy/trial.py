@@ -31,7 +31,7 @@ def try_target(bundle: Bundle, key: str, options: Options) -> dict[str, Any]:
     golden = bundle.golden()
     session.step(golden.frames[:1])
     first_ns = time.perf_counter_ns()
-    result = compare(key, replay(session, golden.frames), golden.logits)
+    result = compare(key, replay(session, golden.frames), golden.logits, bundle.manifest.contract)
     told = session.placement().model_dump()
     session.close()
     return {"load_ms": (opened_ns - begin_ns) / 1e6, "first_step_ms": (first_ns - opened_ns) / 1e6,

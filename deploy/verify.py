@@ -1,6 +1,6 @@
 """Replay the golden steps through an artefact and compare: a wrong answer is refused by name.
 
-fp32 answers must agree to 1e-4 of their magnitude; int8 answers are judged by the signal-to-quantisation-noise
+fp32 answers must agree to 1e-4 of their magnitude; those of fewer bits are judged by the signal-to-quantisation-noise
 ratio of the logits and by how often the strongest class agrees, or of a detector by the boxes both find.
 """
 
@@ -104,10 +104,10 @@ def objection(artefact: Artefact, result: VerifyResult) -> str | None:
     """What is wrong with answers that are too far from the float model's, or None."""
     if artefact.precision == "fp32" and result.max_diff > FLOAT_TOLERANCE:
         return f"differs from the float model by {result.max_diff:.1e} (allowed {FLOAT_TOLERANCE:.0e})"
-    if artefact.precision == "int8" and (result.decibels < INT8_DECIBELS or result.agreement < INT8_AGREEMENT):
+    if artefact.precision != "fp32" and (result.decibels < INT8_DECIBELS or result.agreement < INT8_AGREEMENT):
         return (
-            f"int8 differs too much from the float model ({result.decibels:.1f} dB, agreement {result.agreement:.0%}; "
-            f"wanted {INT8_DECIBELS:.0f} dB, {INT8_AGREEMENT:.0%}): calibrate on more rollouts"
+            f"{artefact.precision} differs too much from the float model ({result.decibels:.1f} dB, agreement "
+            f"{result.agreement:.0%}; wanted {INT8_DECIBELS:.0f} dB, {INT8_AGREEMENT:.0%}): calibrate on more rollouts"
         )
     return None
 

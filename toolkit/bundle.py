@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from toolkit.contract import Array, Contract
-from toolkit.errors import BundleError, UserError, nearest
+from toolkit.errors import BundleError, UserError, VidonError, nearest
 from toolkit.files import fresh_dir, sha256, write_text
 from toolkit.preprocess import Preprocess
 
@@ -43,6 +43,8 @@ __all__ = [
 
 SCHEMA = 1
 SIGNATURE = "signature.json"
+# Weights hardly get smaller in a zip: more than so many times is no model. Small bundles may be as dense as they like.
+_DENSEST, _HARMLESS = 100, 64 * 2**20
 Precision = Literal["fp32", "fp16", "int8"]
 #: How an artefact's answers were checked: by running it, in the vendor's simulator, or only its integer source.
 Evidence = Literal["measured", "simulated", "compiled"]
@@ -151,7 +153,7 @@ def seal(root: Path, manifest: Manifest) -> Manifest:
     files = {
         file.relative_to(root).as_posix(): sha256(file)
         for file in sorted(root.rglob("*"))
-        if file.is_file() and file.name != "manifest.json"
+        if file.is_file() and file != root / "manifest.json"
     }
     sealed = manifest.model_copy(update={"files": files})
     write_text(root / "manifest.json", sealed.model_dump_json(indent=2) + "\n")
@@ -185,7 +187,7 @@ def _read_manifest(root: Path, path: Path) -> Manifest:
         if isinstance(version, int) and version > SCHEMA:
             raise BundleError(f"bundle {path} has schema {version}, this vidon reads up to {SCHEMA}: upgrade vidon")
         return Manifest.model_validate(raw)
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
         first = str(error).splitlines()[0]
         raise BundleError(f"bundle {path}: manifest.json is damaged ({first}); copy the bundle again") from error
 
@@ -205,6 +207,8 @@ def _check_files(root: Path, manifest: Manifest, path: Path) -> None:
     # Runtimes open some files because they lie there (a batch's, an estimate's): none may come in unchecked.
     for file in sorted((root / "models").rglob("*")):
         name = file.relative_to(root).as_posix()
+        if file.is_symlink():  # nobody looks into the folder behind it
+            raise BundleError(f"bundle {path}: {name} is a link; copy the bundle again, with the files themselves")
         if file.is_file() and not file.name.startswith(".") and name not in manifest.files:
             raise BundleError(f"bundle {path}: {name} is not of this bundle; remove it")
 
@@ -215,6 +219,7 @@ def _unpack(path: Path) -> Path:
     atexit.register(shutil.rmtree, target, ignore_errors=True)
     try:
         with zipfile.ZipFile(path) as archive:
+            _need_room(archive, path, target)
             for name in archive.namelist():
                 if not (target / name).resolve().is_relative_to(target.resolve()):
                     raise BundleError(f"bundle {path}: {name} points outside the bundle; do not use it")
@@ -222,5 +227,27 @@ def _unpack(path: Path) -> Path:
     except (zipfile.BadZipFile, EOFError, OSError) as error:
         shutil.rmtree(target, ignore_errors=True)
         raise BundleError(f"bundle {path} is not a readable zip ({error}); copy it again") from error
+    except VidonError:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
     found = [target, *(child for child in target.iterdir() if child.is_dir())]
     return next((root for root in found if (root / "manifest.json").is_file()), target)
+
+
+def _need_room(archive: zipfile.ZipFile, path: Path, target: Path) -> None:
+    """What unpacking takes is known before: zipfile never writes more than an entry says.
+
+    Raises:
+        BundleError: far more than models can be compressed.
+        UserError: more than the disk has left.
+    """
+    size = sum(info.file_size for info in archive.infolist())
+    share = size // max(1, path.stat().st_size)
+    if size > _HARMLESS and share > _DENSEST:
+        mib = size / 2**20
+        raise BundleError(f"bundle {path} would unpack to {mib:.0f} MiB, {share} times its size; do not use it")
+    if size > shutil.disk_usage(target).free:
+        raise UserError(
+            f"cannot unpack {path}: it needs {size / 2**20:.1f} MiB in {target.parent}: free some space, or let TMPDIR "
+            "name another folder"
+        )

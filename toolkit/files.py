@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -27,6 +28,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _FRESH_S = 60.0
+#: What folders that only live while another is written end in: nobody else's may be taken for one of them.
+_PART = ".part"
 _DISK_TROUBLE = {
     errno.ENOSPC: "no space left on the disk: free some space and run again",
     errno.EDQUOT: "the disk quota is used up: free some space and run again",
@@ -129,7 +132,7 @@ def fresh_dir(path: Path) -> Iterator[Path]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear(path)
-        staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        staging = Path(tempfile.mkdtemp(_PART, f".{path.name}.", path.parent))
         staging.chmod(0o755)
         with _held(staging):
             try:
@@ -176,8 +179,9 @@ def _held(folder: Path) -> Iterator[bool]:
 
 def _clear(path: Path) -> None:
     """Bring back a folder that a kill caught between the two renames; remove half-made ones that nobody holds."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.(old\.)?[a-z0-9_]{{8}}{re.escape(_PART)}")
     for beside in list(path.parent.iterdir()):
-        if not (beside.name.startswith(f".{path.name}.") and beside.is_dir() and not beside.is_symlink()):
+        if not (ours.fullmatch(beside.name) and beside.is_dir() and not beside.is_symlink()):
             continue
         if (beside / "old").is_dir() and not path.exists():
             os.replace(beside / "old", path)
@@ -193,7 +197,7 @@ def _swap(staging: Path, path: Path) -> None:
     if not path.exists():
         os.replace(staging, path)
         return
-    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    aside = Path(tempfile.mkdtemp(_PART, f".{path.name}.old.", path.parent))
     os.replace(path, aside / "old")
     try:
         os.replace(staging, path)

@@ -6,7 +6,6 @@ signal-to-noise ratio drops by more than 10 dB.
 
 import contextlib
 import copy
-import io
 import logging
 import os
 import sys
@@ -124,9 +123,9 @@ def golden_of(model: Any, frames: Array) -> Golden:
 
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
-    """Keep exporters' chatter off the terminal; it is shown only if they fail."""
+    """Keep exporters' chatter off the terminal, what they print from C too; what goes wrong is an exception."""
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    text = io.StringIO()
     sys.stdout.flush()
     sys.stderr.flush()
     saved = [os.dup(1), os.dup(2)]
@@ -135,11 +134,11 @@ def hushed() -> Iterator[None]:
         try:
             os.dup2(null.fileno(), 1)
             os.dup2(null.fileno(), 2)
-            with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+            with contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
                 yield
         finally:
             os.dup2(saved[0], 1)
             os.dup2(saved[1], 2)
             for handle in saved:
                 os.close(handle)
-            logging.disable(logging.NOTSET)
+            logging.disable(before)

@@ -20,4 +20,6 @@ def float_torch(step: Any, contract: Contract, path: Path) -> None:
     samples, shapes = free_batch(contract)
     program = torch.export.export(step, samples, dynamic_shapes=shapes)
     program.example_inputs = None  # they would be stored with pickle
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # source lines and paths of the exporting machine
     torch.export.save(program, str(path))

@@ -54,10 +54,10 @@ def available(name: str) -> Availability:
     return load(name).available()
 
 
-def pick(bundle: Bundle, key: str | None) -> Artefact:
+def pick(bundle: Bundle, key: str | None, device: str = "cpu") -> Artefact:
     """The artefact called ``key``; None means the one measured fastest here, else the bundle's best, else the first.
 
-    Only artefacts whose runtime works here count, and of these first those that it does not run badly.
+    Only artefacts whose runtime works here count; of these first those that run on ``device``, and not badly.
 
     Raises:
         UserError: no such artefact, or none that can run here.
@@ -66,7 +66,7 @@ def pick(bundle: Bundle, key: str | None) -> Artefact:
         return bundle.artefact(key)
     if not bundle.manifest.artefacts:
         raise BundleError(f"bundle {bundle.root} holds no artefact: export it again")
-    choice = load_choice(bundle)
+    choice = load_choice(bundle) if device == "cpu" else None  # where it was measured
     if choice is not None and available(bundle.artefact(choice.artefact).runtime).ok:
         return bundle.artefact(choice.artefact)
     best = [bundle.artefact(bundle.manifest.best)] if bundle.manifest.best else []
@@ -74,6 +74,7 @@ def pick(bundle: Bundle, key: str | None) -> Artefact:
     usable = [(artefact, state) for artefact, state in states if state.ok]
     if not usable:
         raise UserError(f"bundle {bundle.root}: none of its runtimes works here; {states[0][1].why}")
+    usable = [(artefact, state) for artefact, state in usable if device in state.devices] or usable
     return next((a for a, state in usable if a.precision not in state.slow), usable[0][0])
 
 
@@ -101,9 +102,9 @@ def open_session(
     Raises:
         UserError, MissingDependency, UnavailableDevice, BundleError: each in one line.
     """
-    artefact = pick(bundle, key)
     contract = bundle.manifest.contract
     wanted = options or Options(device=device, threads=threads, batch=batch)
+    artefact = pick(bundle, key, wanted.device)
     choice = load_choice(bundle) if key is None and options is None and device == "cpu" else None
     if choice is not None and choice.artefact == artefact.key:
         wanted = replace(wanted, threads=threads or choice.threads, form=choice.form)

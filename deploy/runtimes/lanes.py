@@ -7,6 +7,7 @@ well with one batch, and OpenVINO, whose sessions share one pool of threads, far
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import replace
 
 import numpy as np
@@ -38,7 +39,9 @@ class LaneSession(StepSession):
     """Streams 0, 1, ... belong to the first session, those after them to the next, and so on."""
 
     def __init__(self, open_one: Callable[[Options], Streams], lanes: Sequence[Options]) -> None:
-        self._sessions = [open_one(lane) for lane in lanes]
+        with ExitStack() as opened:  # if a later one cannot be opened, those before it are closed
+            self._sessions = [opened.enter_context(closing(open_one(lane))) for lane in lanes]
+            opened.pop_all()
         first = self._sessions[0]
         placement = first.placement()
         detail = {**placement.detail, "lanes": str(len(lanes))}

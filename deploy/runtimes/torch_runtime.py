@@ -10,12 +10,12 @@ import logging
 import shutil
 import threading
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from deploy.runtimes.base import Availability, Missing, Options, StepSession, check_form, choose_device, present
+from deploy.runtimes.pt2_file import check_plain
 from toolkit.bundle import Artefact
 from toolkit.contract import Array, Contract, Placement
 from toolkit.errors import BundleError, MissingDependency, UnavailableDevice
@@ -182,7 +182,7 @@ def _load(torch: Any, path: Path, device: str = "cpu") -> Any:
     """The exported program as a callable module, with the tensors that it makes itself on the device too."""
     if not path.is_file():
         raise BundleError(f"torch cannot read {path}: the file is missing")
-    _check_archive(path)
+    check_plain(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -195,19 +195,6 @@ def _load(torch: Any, path: Path, device: str = "cpu") -> Any:
             return program.module()
     except Exception as error:  # torch.export raises many kinds for a damaged archive
         raise BundleError(f"torch cannot read {path}: {(str(error).splitlines() or ['damaged'])[0]}") from error
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse an archive with pickled data: what vidon writes has none (torch 2.13 leaves one empty entry)."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            pickled = [
-                info for info in archive.infolist() if info.filename.endswith((".pt", ".pkl")) and info.file_size
-            ]
-    except zipfile.BadZipFile as error:
-        raise BundleError(f"torch cannot read {path}: it is damaged; copy the bundle again") from error
-    if pickled:
-        raise BundleError(f"torch does not read {path}: {pickled[0].filename} holds pickled data, which could run code")
 
 
 def _missing(torch: Any) -> list[Missing]:

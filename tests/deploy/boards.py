@@ -44,6 +44,10 @@ def _closure(names: tuple[str, ...]) -> set[str]:
     return found
 
 
+#: What every runtime must do, and what one alone owes.
+_SUITE = ("tests/deploy/test_conformance.py", "tests/deploy/test_adapters.py")
+
+
 def board(folder: Path, *names: str) -> Path:
     """The python of a fresh environment with the core and these distributions, and no torch."""
     venv.create(folder / "env", with_pip=False)
@@ -59,7 +63,7 @@ def board(folder: Path, *names: str) -> Path:
 def run_suite(python: Path, folder: Path, adapter: str, *arguments: str) -> tuple[dict[str, int], str]:
     """Run the conformance suite of one adapter in another environment: (outcome -> how many, what it printed)."""
     lent = lend(folder / "testing", *_TESTING)
-    command = [str(python), "-P", "-m", "pytest", "tests/deploy/test_conformance.py", "--adapters", adapter, *arguments]
+    command = [str(python), "-P", "-m", "pytest", *_SUITE, "--adapters", adapter, *arguments]
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{lent}", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [*command, "-p", "no:cacheprovider", "-rs"], cwd=ROOT, env=env, capture_output=True, text=True, check=False

@@ -1,7 +1,7 @@
 """The bundle and the rollouts of the conformance suite as files, so that the suite runs where there is no torch.
 
 python -P -m tests.deploy.prepared FOLDER       # where torch and the exporters are
-python -P -m pytest tests/deploy/test_conformance.py --prepared FOLDER --adapters litert     # on the board
+python -P -m pytest tests/deploy/test_{conformance,adapters}.py --prepared FOLDER --adapters litert     # on the board
 """
 
 import sys

@@ -17,7 +17,7 @@ from deploy.trial import try_alone
 from devices import describe_machine
 from tests.deploy.conftest import KEYS
 from toolkit.bundle import Bundle, open_bundle, seal
-from toolkit.errors import UserError
+from toolkit.errors import UnavailableDevice, UserError
 
 CHOICE = Choice(machine="m", measured="2026-01-01", artefact="openvino-int8", threads=2, form="explicit", p50_ms=1.0)
 
@@ -42,9 +42,15 @@ def test_another_machine_or_a_changed_bundle_has_no_choice(
     assert load_choice(copy) == CHOICE
     seal(copy.root, copy.manifest.model_copy(update={"best": "torch-fp32"}))
     assert load_choice(open_bundle(copy.root)) is None
-    other = describe_machine().model_copy(update={"cpu": "another"})
-    monkeypatch.setattr(choice_module, "describe_machine", lambda: other)
-    assert load_choice(bundle) is None
+    here = describe_machine()
+    changes: dict[str, object] = {"cpu": "another", "cores": 99, "board": "another", "features": ("i8mm",)}
+    for change in changes.items():
+        other = here.model_copy(update=dict([change]))
+        monkeypatch.setattr(choice_module, "describe_machine", lambda machine=other: machine)
+        assert load_choice(bundle) is None, change
+    warmer = here.model_copy(update={"temperature_c": 80.0, "python": "9.9"})  # as every day
+    monkeypatch.setattr(choice_module, "describe_machine", lambda: warmer)
+    assert load_choice(bundle) == CHOICE
 
 
 def test_a_damaged_choice_is_not_used(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,6 +78,17 @@ def test_a_precision_that_a_runtime_runs_badly_is_not_the_first_choice(
     assert pick(old, None).key == "litert-int8"
     monkeypatch.setattr(type(load("litert")), "available", lambda self: Availability(True, "", slow=("int8",)))
     assert pick(old, None).key == "litert-fp32"
+
+
+def test_a_device_is_served_by_a_runtime_that_has_it(bundle: Bundle) -> None:
+    """What is fastest on the processor says nothing about another device."""
+    assert "auto" in load("openvino").available().devices
+    save_choice(bundle, Choice(machine="m", measured="2026-01-01", artefact="litert-fp32", threads=1, p50_ms=1.0))
+    assert pick(bundle, None).key == "litert-fp32"
+    assert pick(bundle, None, "auto").runtime == "openvino"
+    assert open_session(bundle, device="auto").placement().runtime == "openvino"
+    with pytest.raises(UnavailableDevice, match="has no device 'npu9' here"):
+        open_session(bundle, device="npu9")
 
 
 def test_a_target_tried_alone_tells_memory_load_time_and_parity(bundle: Bundle) -> None:

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from deploy.camera import run_camera
 from deploy.detect import agreement, evaluate_boxes, found_in
 from deploy.export import export_bundle
-from deploy.runtimes import open_session
+from deploy.runtimes import Options, open_session
 from deploy.sinks import EventSink, VideoSink
-from deploy.verify import replay, verify
+from deploy.trial import try_target
+from deploy.verify import compare, replay, verify
 from tests.boxes import COLS, LABELS, ROWS, answer_for, write_boxes
 from tests.deploy.conftest import KEYS, PRECISIONS, RUNTIME_NAMES
 from tests.toolkit.test_cli import refused, vidon
@@ -313,6 +314,15 @@ def test_every_exported_detector_answers_as_torch_does(detector: StreamStudent, 
     np.testing.assert_allclose(golden.logits, clip, atol=1e-4)
     session = open_session(exported, "litert-fp32")
     np.testing.assert_allclose(replay(session, golden.frames), clip, atol=2e-4 * max(1.0, float(np.abs(clip).max())))
+
+
+def test_a_sweep_judges_a_detector_by_its_boxes(exported: Bundle) -> None:
+    key = "onnxruntime-int8"
+    (verified,) = verify(exported, [key])
+    row = try_target(exported, key, Options())
+    assert {name: row[name] for name in verified.metrics} == pytest.approx(verified.metrics)
+    golden = exported.golden().logits
+    assert compare(key, golden, golden + 40, exported.manifest.contract).agreement < 1  # boxes everywhere, same argmax
 
 
 def test_the_command_line_measures_the_exported_file(exported: Bundle, footage: Path) -> None:

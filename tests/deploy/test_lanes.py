@@ -1,18 +1,19 @@
 """Streams shared among threads answer as single streams do."""
 
 import threading
+from typing import cast
 
 import numpy as np
 import pytest
 
 from deploy.runtimes import Options, open_session
-from deploy.runtimes.base import Hint
-from deploy.runtimes.lanes import lanes_of
+from deploy.runtimes.base import Hint, StepSession
+from deploy.runtimes.lanes import LaneSession, lanes_of
 from deploy.verify import replay
 from tests.deploy.conftest import KEYS, streams
 from tests.deploy.test_conformance import assert_close_enough
 from toolkit.bundle import Bundle
-from toolkit.errors import UserError
+from toolkit.errors import UnavailableDevice, UserError
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -63,3 +64,18 @@ def test_only_what_gains_from_lanes_gets_them_unasked(runtime: str, hint: Hint, 
 def test_no_lane_at_all_is_refused() -> None:
     with pytest.raises(UserError, match="lanes 0: a whole number of at least 1"):
         Options(lanes=0)
+
+
+def test_a_lane_that_does_not_open_leaves_no_other_open(bundle: Bundle) -> None:
+    opened: list[StepSession] = []
+
+    def open_one(options: Options) -> StepSession:
+        if opened:
+            raise UnavailableDevice("no memory is left")
+        opened.append(cast(StepSession, open_session(bundle, "onnxruntime-fp32", options=options)))
+        return opened[0]
+
+    with pytest.raises(UnavailableDevice, match="no memory"):
+        LaneSession(open_one, [Options(lanes=1), Options(lanes=1)])
+    with pytest.raises(UserError, match="closed"):
+        opened[0].reset()

@@ -78,6 +78,14 @@ def test_groups_share_the_widest_range_and_nothing_else_is_touched(
     assert shared.keys() == set().union(*groups) & ranges.keys() if groups else shared == {}
 
 
+def test_the_range_of_a_state_holds_the_zero_that_a_fresh_stream_has() -> None:
+    group = {"state_00", "state_00_next"}
+    above = shared_ranges([group], {"state_00": (0.5, 1.0), "state_00_next": (0.75, 2.0)})
+    below = shared_ranges([group], {"state_00": (-3.0, -1.0)})
+    assert above == dict.fromkeys(group, (0.0, 2.0))
+    assert below == {"state_00": (-3.0, 0.0)}
+
+
 def test_unequal_states_are_refused_by_name() -> None:
     unequal_states({"state_00": ((0.5, 3), (0.5, 3))})
     with pytest.raises(ParityError, match=r"state_01 goes in with scale 0\.5, zero-point 3 and comes out with 0\.5, 4"):

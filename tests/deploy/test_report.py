@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
-from deploy.camera import CameraSummary, StageTiming
+from deploy.camera import CameraSummary
 from deploy.figures import curve_figures
 from deploy.ladder import best_values, ladder_table
 from deploy.plot import Mark, latency_plot, line_plot, log_ticks, nice_ticks
@@ -26,6 +26,7 @@ from deploy.report import (
     write_comparison,
     write_report,
 )
+from deploy.stages import StageTiming
 from devices.machine import Machine
 from tests.deploy.cameras import write_video
 from toolkit.errors import UserError
@@ -328,3 +329,11 @@ def test_clips_are_not_called_frames_and_nothing_is_drawn_of_nothing(tmp_path: P
     known = Rung(name="litert-int8", kind="artefact", size_bytes=1000, passed=True)
     html = write_report(_report().model_copy(update={"rungs": (known,)}), tmp_path).read_text()
     assert "Accuracy against latency" not in html
+
+
+@pytest.mark.parametrize(("accuracy", "chosen"), [(0.911, "quick"), (0.909, "sure")])
+def test_speed_decides_within_one_point_of_accuracy_and_not_beyond(accuracy: float, chosen: str) -> None:
+    rungs = (_artefact("onnxruntime-fp32", 0.92, 2.0), _artefact("litert-int8", accuracy, 1.0))
+    best = best_rung(_report(rungs=rungs))
+    assert best is not None
+    assert best.name == {"quick": "litert-int8", "sure": "onnxruntime-fp32"}[chosen]

@@ -160,3 +160,35 @@ def test_golden_steps_hold_no_pickle(bundle: Path) -> None:
     opened = open_bundle(bundle, check=False)
     with pytest.raises(BundleError, match=r"golden\.npz cannot be read"):
         opened.golden()
+
+
+def test_a_link_cannot_bring_in_files_without_a_checksum(bundle: Path) -> None:
+    """A folder of the bundle is moved aside and linked to: what lies there beside the known file is not looked at."""
+    models = bundle / "models/onnxruntime-fp32"
+    models.rename(bundle / "elsewhere")
+    models.symlink_to("../elsewhere", target_is_directory=True)
+    (bundle / "elsewhere/model-b4.onnx").write_bytes(b"slipped in")
+    with pytest.raises(BundleError, match=r"models/onnxruntime-fp32 is a link; copy the bundle again"):
+        open_bundle(bundle)
+
+
+def test_a_zip_that_would_fill_the_disk_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("golden.npz", bytes(2**28))
+    with pytest.raises(BundleError, match=r"would unpack to 256 MiB, [0-9]+ times its size; do not use it"):
+        open_bundle(tmp_path / "bomb.zip")
+
+
+def test_a_disk_without_room_for_a_zip_is_told_as_such(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "door"), "zip", bundle))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(UserError, match=r"cannot unpack .*door\.zip: it needs .* MiB in .*, or let TMPDIR"):
+        open_bundle(archive)
+
+
+def test_a_manifest_of_endless_depth_is_refused(bundle: Path) -> None:
+    (bundle / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(BundleError, match=r"manifest\.json is damaged"):
+        open_bundle(bundle)

@@ -114,7 +114,7 @@ def test_a_name_that_is_too_long_is_one_clear_line(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_is_cleared_and_what_a_living_one_makes_is_not(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     target, long_ago = tmp_path / "a[1].vidon", time.time() - 3600
-    torn, other = tmp_path / ".a[1].vidon.ab12cd34", tmp_path / ".b.vidon.ab12cd34"
+    torn, other = tmp_path / ".a[1].vidon.ab12cd34.part", tmp_path / ".b.vidon.ab12cd34.part"
     for folder in (torn, other):
         folder.mkdir()
         (folder / "half").write_text("of a bundle")
@@ -131,9 +131,21 @@ def test_what_a_killed_process_left_is_cleared_and_what_a_living_one_makes_is_no
 
 
 def test_a_folder_that_was_set_aside_when_the_power_went_comes_back(tmp_path: Path) -> None:
-    aside = tmp_path / ".a.vidon.old.ab12cd34" / "old"
+    aside = tmp_path / ".a.vidon.old.ab12cd34.part" / "old"
     aside.mkdir(parents=True)
     (aside / "whole").write_text("old")
     with pytest.raises(RuntimeError), files.fresh_dir(tmp_path / "a.vidon"):
         raise RuntimeError("the new one fails")
     assert (tmp_path / "a.vidon" / "whole").read_text() == "old"
+
+
+@pytest.mark.parametrize("name", [".door.backup", ".door.original", ".door.vidon.ab12cd34.part"])
+def test_hidden_folders_of_others_are_left_alone(tmp_path: Path, name: str) -> None:
+    """A user's own, or what is being made for ``door.vidon`` while ``door`` is written."""
+    theirs, long_ago = tmp_path / name / "old", time.time() - 3600
+    theirs.mkdir(parents=True)
+    (theirs / "precious").write_text("kept")
+    os.utime(theirs.parent, (long_ago, long_ago))
+    with files.fresh_dir(tmp_path / "door") as staging:
+        (staging / "whole").write_text("new")
+    assert (theirs / "precious").read_text() == "kept"

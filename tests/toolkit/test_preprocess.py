@@ -87,3 +87,12 @@ def test_a_stretched_frame_keeps_all_of_the_picture() -> None:
     frame = _frame(40, 100)
     expected = cv2.resize(frame, (20, 20), interpolation=cv2.INTER_AREA)[:, :, ::-1]
     assert np.array_equal(Preprocess(size=(20, 20), fit="stretch").picture(frame), expected)
+
+
+@pytest.mark.parametrize("size", [(40, 20), (20, 40), (41, 20), (20, 43)])
+def test_the_crop_is_the_middle_whichever_side_is_longer(size: tuple[int, int]) -> None:
+    rows, cols = np.mgrid[: size[0], : size[1]]
+    frame = np.stack([rows, cols, rows], -1).astype(np.uint8)  # each pixel tells where it was
+    picture = Preprocess(size=(20, 20)).picture(frame).astype(int)
+    top, left = (size[0] - 20) // 2, (size[1] - 20) // 2
+    assert (picture[0, 0].tolist(), picture[-1, -1].tolist()) == ([top, left, top], [top + 19, left + 19, top + 19])

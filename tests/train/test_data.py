@@ -1,5 +1,6 @@
 """Labelled clips: the layouts people have, and one clear line for each mistake."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,12 @@ def test_a_folder_per_class_gets_a_stable_split(tmp_path: Path) -> None:
     second = {clip.path: clip.split for clip in index_clips(tmp_path).clips}
     assert all(second[clip.path] == clip.split for clip in first.clips)
     assert {clip.split for clip in first.clips} == {"train", "val", "test"}
+
+
+def test_a_split_is_four_fifths_one_tenth_and_one_tenth(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("path,label\n" + "\n".join(f"v{i}.mp4,{'ab'[i % 2]}" for i in range(4000)))
+    counts = Counter(clip.split for clip in index_clips(tmp_path / "d.csv").clips)
+    assert [counts[split] / 4000 for split in ("train", "val", "test")] == pytest.approx([0.8, 0.1, 0.1], abs=0.015)
 
 
 def test_a_csv_keeps_groups_together(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from train.data.clips import Pictures
 from train.loop import Plan, checkpoint, fit
 from train.models import load_model
 from train.stages import distill, finetune, pretrain, prune
+from train.stages.common import guide_of
+from train.stages.distill import spread
 
 DATA = Pictures(
     np.random.default_rng(0).integers(0, 256, (24, 1, 4, 4, 3), dtype=np.uint8), np.arange(24) % 2, ("",) * 24
@@ -206,6 +208,36 @@ def test_a_teacher_cannot_be_pruned_as_a_student(tmp_path: Path) -> None:
         prune(recipe, tmp_path / "pruned", encoder)
     with pytest.raises(UserError, match="holds no model"):
         prune(recipe, tmp_path / "pruned", tmp_path / "nothing")
+
+
+def test_a_model_of_other_labels_neither_teaches_nor_is_pruned(tmp_path: Path) -> None:
+    """As many classes as the data has, so that the shapes fit: the answers would mean something else."""
+    student = distill(tiny_recipe(write_data(tmp_path / "data", train=2, val=1), distill={"epochs": 1}), tmp_path / "s")
+    for split in (tmp_path / "data").iterdir():
+        (split / "left").rename(split / "up")
+    other = tiny_recipe(tmp_path / "data", data={"flips": {}})
+    with pytest.raises(UserError, match=r"knows left, right, the data have right, up: train it again on these"):
+        prune(other, tmp_path / "pruned", student)
+    with pytest.raises(UserError, match=r"knows left, right, the data have right, up"):
+        distill(other, tmp_path / "t", teacher=student)
+    assert not (tmp_path / "pruned").exists()
+
+
+def test_a_teacher_that_saw_other_pictures_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tiny_recipe(write_data(tmp_path / "data", train=2, val=1), distill={"epochs": 1})
+    teacher = distill(recipe, tmp_path / "s")
+    guide_of(teacher, recipe)
+    assert "saw" not in capsys.readouterr().err
+    guide_of(teacher, tiny_recipe(tmp_path / "data", preprocess={"fps": 5.0}))
+    assert f"{teacher} saw clips otherwise (fps 10.0, now 5.0)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("total", [1, 31, 32, 33, 63, 160, 1000])
+def test_channels_are_judged_on_clips_from_all_over_the_data(total: int) -> None:
+    """Data are sorted by class: the first clips would all be of one."""
+    chosen = spread(total, 32)
+    assert len(set(chosen)) == len(chosen) == min(total, 32)
+    assert (chosen[0], max(chosen) < total, chosen[-1] >= total - total / 32 - 1) == (0, True, True)
 
 
 def test_decoding_on_demand_trains_the_same_model_as_memory(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from tests.train.test_student import _awake, _roll
 from toolkit.errors import UserError
@@ -150,6 +151,27 @@ def test_distillation_asks_every_frame_after_the_warm_up_and_none_before() -> No
     assert logits.grad is not None
     assert logits.grad[:, :2].abs().max() == 0
     assert (logits.grad[:, 2:].abs().amax((0, 2)) > 0).all()
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one label", "many labels"])
+def test_distillation_is_the_sum_of_its_parts_written_out(many: bool) -> None:
+    """The clip's answer counts for two thirds, the frames after the warm-up for one third together."""
+    torch.manual_seed(1)
+    logits, teacher, heat, frames = torch.randn(2, 5, 4), torch.randn(2, 4), 3.0, range(2, 5)
+    labels = torch.tensor([[1.0, 0, 1, 0], [0, 0, 1, 1]]) if many else torch.tensor([3, 1])
+
+    def asked(answer: Tensor, b: int) -> Tensor:
+        if not many:
+            s, t = (answer / heat).log_softmax(0), (teacher[b] / heat).log_softmax(0)
+            return 0.4 * -answer.log_softmax(0)[labels[b]] + 0.6 * heat**2 * (t.exp() * (t - s)).sum()
+        p, q, r = answer.sigmoid(), (answer / heat).sigmoid(), (teacher[b] / heat).sigmoid()
+        hard = -(labels[b] * p.log() + (1 - labels[b]) * (1 - p).log())
+        soft = r * (r.log() - q.log()) + (1 - r) * ((1 - r).log() - (1 - q).log())
+        return (0.4 * hard + 0.6 * heat**2 * soft).mean()
+
+    rows = [(asked(logits[b, 2:].mean(0), b), torch.stack([asked(logits[b, t], b) for t in frames])) for b in (0, 1)]
+    want = torch.stack([2 / 3 * clip + 1 / 3 * frame.mean() for clip, frame in rows]).mean()
+    torch.testing.assert_close(distillation_loss(logits, labels, teacher, 0.6, heat, warmup=2), want)
 
 
 def test_a_perfect_copy_of_the_teacher_has_no_soft_loss() -> None:

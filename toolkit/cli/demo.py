@@ -176,7 +176,8 @@ class Demo:
             ))  # fmt: skip
         best = str(chosen["best"])
         report = Report(
-            title="vidon demo: what moves how", created=datetime.datetime.now().isoformat(timespec="seconds"),
+            title="vidon demo: what moves how",
+            created=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             machine=describe_machine(), task=_TASK, labels=LABELS, rungs=tuple(ladder), best=best,
             chance=1 / len(LABELS), control=rungs[1]["accuracy"], preview=camera["preview"],
             camera=TypeAdapter(CameraSummary).validate_python(camera["summary"]),

@@ -274,7 +274,7 @@ def camera(
     if not sinks and not as_json:
         sinks.append(WindowSink())
     session = open_session(opened, artefact, device=device, threads=threads)
-    choice = load_choice(opened) if artefact is None else None
+    choice = load_choice(opened) if artefact is None and device == "cpu" else None
     if choice is not None:
         note(choice.line)
     try:

@@ -18,6 +18,7 @@ from toolkit.contract import Contract
 from toolkit.errors import UserError
 from toolkit.files import sha256, write_bytes, write_text
 from toolkit.preprocess import Preprocess
+from toolkit.progress import note
 from toolkit.recipe import BoxesConfig, StudentConfig, TeacherConfig
 from train.detect.clip import ClipDetector
 from train.models.c3d import C3D
@@ -39,6 +40,7 @@ __all__ = [
     "fingerprint",
     "load_model",
     "load_teacher",
+    "same_labels",
     "save_model",
 ]
 
@@ -124,9 +126,26 @@ def load_teacher(source: Path, labels: tuple[str, ...], preprocess: Preprocess, 
     Raises:
         UserError: missing, damaged or foreign files, or other labels.
     """
-    if not str(source).startswith("hf:"):
-        return load_model(source).model
-    return open_classifier(str(source), labels, preprocess, frames)
+    if str(source).startswith("hf:"):
+        return open_classifier(str(source), labels, preprocess, frames)
+    loaded = load_model(source)
+    same_labels(source, loaded.card, labels)
+    before, now = loaded.card.preprocess.model_dump(), preprocess.model_dump()
+    if changed := [f"{key} {before[key]}, now {now[key]}" for key in now if before[key] != now[key]]:
+        note(f"teacher {source} saw clips otherwise ({'; '.join(changed)}): its answers may be worse than they were")
+    return loaded.model
+
+
+def same_labels(source: Path, card: Card, labels: tuple[str, ...]) -> None:
+    """Refuse a model whose answers mean something else than these labels, in this order.
+
+    Raises:
+        UserError: it knows others.
+    """
+    if card.labels != labels:
+        raise UserError(
+            f"model {source} knows {', '.join(card.labels)}, the data have {', '.join(labels)}: train it again on these"
+        )
 
 
 def fingerprint(source: str | Path) -> str:

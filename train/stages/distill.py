@@ -11,13 +11,16 @@ from train.compress.distill import distillation_loss
 from train.compress.prune import prune_student
 from train.data.batch import Batch
 from train.data.clips import normalise
+from train.data.index import index_data
 from train.loop import Plan, fit
-from train.models.store import Model, build, load_model
+from train.models.store import Model, build, load_model, same_labels
 from train.models.student import StreamStudent
 from train.stages.common import Data, card_of, guide_of, parents_of, run_stage, start_from, validator
 from train.stages.detect import detect_student, prune_detector
 
-__all__ = ["distill", "prune"]
+__all__ = ["distill", "prune", "spread"]
+
+_JUDGES = 32  # clips over which Taylor importance takes its gradient
 
 
 def distill(recipe: Recipe, out: Path, teacher: Path | None = None) -> Path:
@@ -50,6 +53,7 @@ def prune(recipe: Recipe, out: Path, student: Path, teacher: Path | None = None)
     guide = guide_of(teacher, recipe)
     if not isinstance(loaded.model, StreamStudent):
         raise UserError(f"model {student} is a clip model: only streaming students are pruned")
+    same_labels(student, loaded.card, index_data(recipe.data).labels)
 
     def work(data: Data) -> Model:
         torch.manual_seed(recipe.prune.seed)
@@ -57,7 +61,7 @@ def prune(recipe: Recipe, out: Path, student: Path, teacher: Path | None = None)
         assert isinstance(pruned, StreamStudent)
 
         def loss() -> Tensor:
-            batch = data.train.batch(range(min(32, len(data.train))), 0)
+            batch = data.train.batch(spread(len(data.train), _JUDGES), 0)
             clips, labels = normalise(batch.first, recipe.preprocess), batch.labels
             return distillation_loss(pruned(clips), labels, None, 0.0, 1.0, warmup=pruned.contract().warmup)
 
@@ -68,6 +72,16 @@ def prune(recipe: Recipe, out: Path, student: Path, teacher: Path | None = None)
     return run_stage(
         "prune", recipe, ("prune", "distill"), parents_of(student=student, teacher=teacher), out, "student", work
     )
+
+
+def spread(total: int, most: int) -> list[int]:
+    """At most so many places of a source, from all over it: clips of one class stand together.
+
+    >>> spread(10, 4)
+    [0, 2, 5, 7]
+    """
+    count = min(total, most)
+    return [index * total // count for index in range(count)]
 
 
 def _train_student(
