@@ -194,10 +194,14 @@ def keep_best(bundle: Bundle, accuracy: dict[str, float], p50_ms: dict[str, floa
     return open_bundle(bundle.root)
 
 
-def compress(recipe: Recipe, teacher: Path | None, out: Path) -> Bundle:
-    """Distil, prune, recover, quantise and export in one go; finished stages are not repeated."""
+def compress(recipe: Recipe, teacher: Path | None, out: Path) -> Bundle | None:
+    """Distil, prune, recover, quantise and export in one go; finished stages are not repeated.
+
+    Where several processes train, the first one alone exports: the others end with None.
+    """
+    from train.loop import is_main
     from train.stages import distill, prune
 
     student = distill(recipe, out / "student", teacher)
     model = prune(recipe, out / "pruned", student, teacher) if recipe.prune.ratio > 0 else student
-    return export_model(recipe, model, out / f"{recipe.name}.vidon")
+    return export_model(recipe, model, out / f"{recipe.name}.vidon") if is_main() else None
