@@ -28,6 +28,7 @@ from toolkit.video import VIDEO_SUFFIXES
 from train.compress.distill import clip_logits
 from train.data.clip import Clip
 from train.data.clips import normalise
+from train.data.formats.reading import is_url
 from train.data.index import Dataset, index_data
 from train.data.targets import Targets
 from train.data.views import cut_views
@@ -45,16 +46,21 @@ _EVERY_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """features (N, D); labels (N,) indices into ``label_names``, or multi-hot (N, K); ``root`` is the data's path."""
+    """features (N, D); labels (N,) indices into ``label_names``, or multi-hot (N, K); ``data``: where they lay."""
 
     features: npt.NDArray[np.float32]
     labels: npt.NDArray[Any]
     names: tuple[str, ...]
     splits: tuple[str, ...]
     label_names: tuple[str, ...]
-    root: Path
+    data: DataConfig
     model: Path
     model_sha256: str
+
+    @property
+    def root(self) -> Path:
+        """The path of the data."""
+        return self.data.root
 
     def take(self, split: str) -> "Features":
         """The clips of one split only."""
@@ -103,22 +109,24 @@ def _embed_stream(student: StreamStudent, clips_BTCHW: Tensor) -> Tensor:
     return clip_logits(seen.reshape(*clips_BTCHW.shape[:2], seen.shape[1]), student.contract().warmup)
 
 
-def extract(folder: Path, data: Path, out: Path, batch: int = 16) -> Features:
+def extract(folder: Path, data: Path | DataConfig, out: Path, batch: int = 16) -> Features:
     """Embed every clip of ``data`` with the model in ``folder`` and write ``out``; broken videos are left out.
 
-    ``data`` is labelled (as for training) or a plain folder of videos. An interrupted run goes on where it stopped.
+    ``data`` is labelled (as for training) or a plain folder of videos; a whole ``[data]`` section may say its format.
+    An interrupted run goes on where it stopped.
 
     Raises:
         UserError: missing model or data, or no video can be read.
     """
     loaded = load_model(folder)
-    index = _index(data)
-    named = _named(index)
+    config = data if isinstance(data, DataConfig) else DataConfig(root=data)
+    index = _index(config)
+    named = _named(index, config)
     writable_dir(out.parent)
     partial = out.with_name(f".{out.name}.partial")
     header = {
         "model": str(folder.resolve()), "model_sha256": sha256(folder / "model.safetensors"),
-        "root": str(data.resolve()), "label_names": list(index.labels),
+        **_place(config), "label_names": list(index.labels),
     }  # fmt: skip
     done = _resume(partial, header)
     broken: list[str] = []
@@ -131,7 +139,7 @@ def extract(folder: Path, data: Path, out: Path, batch: int = 16) -> Features:
             _write(partial, header, done, index, named)
             saved_s = time.monotonic()
     if not done:
-        raise UserError(f"none of the {len(named)} videos of {data} can be read; the first: {broken[0]}")
+        raise UserError(f"none of the {len(named)} videos of {config.root} can be read; the first: {broken[0]}")
     if broken:
         note(f"left out {len(broken)} broken of {len(named)} videos: " + "; ".join(broken[:5]))
     _write(out, header, done, index, named)
@@ -139,23 +147,31 @@ def extract(folder: Path, data: Path, out: Path, batch: int = 16) -> Features:
     return read_features(out)
 
 
-def clips_by_name(data: Path) -> dict[str, Clip]:
+def _place(data: DataConfig) -> dict[str, Any]:
+    """What finds the clips again, from any folder."""
+    videos = None if data.videos is None else str(data.videos.resolve())
+    root = str(data.root) if is_url(data.root) else str(data.root.resolve())
+    return {"root": root, "format": data.format, "videos": videos, "fold": data.fold}
+
+
+def clips_by_name(data: DataConfig) -> dict[str, Clip]:
     """The clips of ``data`` by the names that stand in its features."""
-    return _named(_index(data))
+    return _named(_index(data), data)
 
 
-def _index(data: Path) -> Dataset:
+def _index(data: DataConfig) -> Dataset:
     """Data of any format, or a folder that holds videos and no classes."""
-    loose = sorted(p for p in data.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES) if data.is_dir() else []
+    plain = data.format == "auto" and data.root.is_dir()
+    loose = sorted(p for p in data.root.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES) if plain else []
     if loose:
-        return Dataset(data, (), tuple(Clip(path, "", "", path.stem) for path in loose))
-    return index_data(DataConfig(root=data), splits="given", labelled=False)
+        return Dataset(data.root, (), tuple(Clip(path, "", "", path.stem) for path in loose))
+    return index_data(data, splits="given", labelled=False)
 
 
-def _named(index: Dataset) -> dict[str, Clip]:
-    """Names relative to the data where clips lie under it."""
-    base = f"{index.root if index.root.is_dir() else index.root.parent}/"
-    return {clip.name.removeprefix(base): clip for clip in index.clips}
+def _named(index: Dataset, data: DataConfig) -> dict[str, Clip]:
+    """Names relative to the data, or to the folder of the videos, where clips lie under it."""
+    base = data.videos or (index.root if index.root.is_dir() else index.root.parent)
+    return {clip.name.removeprefix(f"{base}/"): clip for clip in index.clips}
 
 
 def _embed_chunk(loaded: Loaded, chunk: Mapping[str, Clip], broken: list[str]) -> dict[str, npt.NDArray[np.float32]]:
@@ -193,7 +209,7 @@ def _resume(partial: Path, header: dict[str, Any]) -> dict[str, npt.NDArray[np.f
         before = read_features(partial)
     except UserError:
         return {}
-    same = {"model_sha256": before.model_sha256, "root": str(before.root), "label_names": list(before.label_names)}
+    same = {"model_sha256": before.model_sha256, **_place(before.data), "label_names": list(before.label_names)}
     if any(header[key] != value for key, value in same.items()):
         return {}
     note(f"  embed: going on after {len(before.names)} clips")
@@ -214,12 +230,17 @@ def read_features(path: Path) -> Features:
             features, labels = file.get_tensor("features"), file.get_tensor("labels")
         return Features(
             features, labels, tuple(raw["names"]), tuple(raw["splits"]), tuple(raw["label_names"]),
-            Path(raw["root"]), Path(raw["model"]), raw["model_sha256"],
+            _data(raw), Path(raw["model"]), raw["model_sha256"],
         )  # fmt: skip
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"features {path} are damaged or of another program: make them again with  vidon embed"
         ) from error
+
+
+def _data(raw: dict[str, Any]) -> DataConfig:
+    """Where the clips were read; older files name the root alone."""
+    return DataConfig.model_validate({key: raw[key] for key in ("root", "format", "videos", "fold") if key in raw})
 
 
 def search(features: Features, clip: Path, top: int = 5, model: Path | None = None) -> list[Hit]:

@@ -222,7 +222,7 @@ def test_evaluation_reads_published_lists_as_training_does(bundle: Bundle, tmp_p
         code, text, errors = vidon(*common, *options)
         assert (code, json.loads(text)["onnxruntime-fp32"]["clips"]) == (0, count), errors
     assert "folds there: 1, 2" in refused(*common, "--fold", "3")
-    assert "data.format: Input should be" in refused(*common, "--format", "hmdb5")
+    assert "unknown format 'hmdb5' (did you mean 'hmdb51'?)" in refused(*common, "--format", "hmdb5")
     assert "none of the 2 videos can be read" in refused("evaluate", bundle.root, "--data", lists, "-a", "torch-fp32")
 
 

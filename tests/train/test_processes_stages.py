@@ -5,6 +5,7 @@ two parts (``run.accumulate = 2``): then all that is learnt must agree. The runn
 takes in both parts of every step, each of two processes its own, and the first one's are kept.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from tests.boxes import write_boxes
 from tests.train.synthetic import write_data
+from toolkit.bundle import open_bundle
 from toolkit.recipe import load_recipe
 from train.models.store import load_model
 from train.stages import distill, finetune, prune
@@ -58,13 +60,14 @@ def _recipe(folder: Path, text: str) -> Path:
     return folder / "my.toml"
 
 
-def _two(*arguments: str | Path) -> None:
-    """One command in two processes."""
+def _two(*arguments: str | Path) -> str:
+    """One command in two processes, and what it answers."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     words = [*map(str, arguments), "--set", "student.dropout=0", "--processes", "2"]
     command = [sys.executable, "-P", "-m", "toolkit", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def _apart(one: Path, two: Path) -> tuple[float, float]:
@@ -103,6 +106,15 @@ def test_a_student_is_pruned_and_recovers_in_two_processes_as_in_one(strategy: s
     assert _apart(one, tmp_path / "two")[0] < 1e-5
     count = [sum(p.numel() for p in load_model(folder).model.parameters()) for folder in (tmp_path / "two", student)]
     assert count[0] < 0.8 * count[1]
+
+
+def test_compress_trains_in_two_processes_and_exports_and_answers_once(tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path, CLASSES + 'quantize = { runtimes = ["onnxruntime"], precisions = ["fp32"] }\n')
+    done = json.loads(_two("compress", recipe, "--out", tmp_path / "two", "--json"))
+    assert done == {"bundle": str(tmp_path / "two" / "student.vidon"), "artefacts": ["onnxruntime-fp32"]}
+    for stage in ("student", "pruned"):
+        assert json.loads((tmp_path / "two" / stage / "run.json").read_text())["processes"] == 2
+    assert open_bundle(Path(done["bundle"])).manifest.labels == ("left", "right")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tests.toolkit.test_cli import refused, vidon
 from tests.train.synthetic import SIDE, tiny_recipe, write_data, write_video
 from toolkit.errors import UserError
 from toolkit.preprocess import Preprocess
-from toolkit.recipe import StudentConfig
+from toolkit.recipe import DataConfig, StudentConfig
 from train import features as module
 from train.contact import contact_sheet
 from train.data.clip import Clip
@@ -177,6 +178,65 @@ def test_score_embed_and_search_by_commands(root: Path, teacher: Path, tmp_path:
     assert len(hits) == 3
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
     assert "top-1" in vidon("score", teacher, "--data", root)[1]
+
+
+@pytest.fixture
+def lists(tmp_path: Path) -> Path:
+    """HMDB51's lists of two folds; their videos lie elsewhere, in ``tmp_path / "videos"``."""
+    folder = tmp_path / "lists"
+    folder.mkdir()
+    for label, step in (("left", -3), ("right", 3)):
+        for index in range(3):
+            write_video(tmp_path / "videos" / label / f"film{index}_{label}_x{index}.avi", step, seed=index)
+        for fold, marks in ((1, (1, 2, 0)), (2, (1, 2, 2))):  # 1 trains, 2 tests, 0 is in neither
+            lines = [f"film{index}_{label}_x{index}.avi {mark}" for index, mark in enumerate(marks)]
+            (folder / f"{label}_test_split{fold}.txt").write_text("\n".join(lines))
+    return folder
+
+
+def test_score_embed_and_search_read_published_lists_as_training_does(
+    lists: Path, teacher: Path, tmp_path: Path
+) -> None:
+    videos, file = tmp_path / "videos", tmp_path / "f.safetensors"
+    data = ("--data", lists, "--videos", videos)
+
+    def found(*arguments: str | Path) -> Any:
+        code, out, errors = vidon(*arguments, "--json")
+        assert code == 0, errors
+        return json.loads(out)
+
+    def drawn(*arguments: str | Path) -> Any:
+        """A query of the right, and the picture of what was found."""
+        sheet = tmp_path / "sheet.png"
+        query = ("--clip", tmp_path / "right.avi", "--sheet", sheet)
+        return found("search", file, *query, *arguments)["hits"], sheet.read_bytes()
+
+    for options, count in (((), 2), (("--fold", "2"), 4), (("--format", "hmdb51", "--fold", "2"), 4)):
+        assert found("score", teacher, *data, "--split", "test", *options)["clips"] == count
+        assert found("embed", teacher, *data, *options, "--out", file)["clips"] == count + 2
+    shutil.copy(videos / "right" / "film2_right_x2.avi", tmp_path / "right.avi")
+    hits, sheet = drawn()
+    assert (hits[0]["label"], round(hits[0]["cosine"], 4)) == ("right", 1.0)
+    videos.rename(tmp_path / "moved")
+    assert "set data.videos, or --videos" in refused("search", file, "--clip", tmp_path / "right.avi")
+    assert drawn("--videos", tmp_path / "moved") == (hits, sheet)
+    for command in (("score", teacher), ("embed", teacher), ("search", file, "--clip", tmp_path / "right.avi")):
+        line = refused(*command, "--data", lists, "--format", "hmdb5")
+        assert line.startswith("error: unknown format 'hmdb5' (did you mean 'hmdb51'?)")
+
+
+def test_an_interrupted_run_on_other_videos_is_not_continued(lists: Path, teacher: Path, tmp_path: Path) -> None:
+    """The same lists and names, but the videos come from another folder."""
+    out = tmp_path / "f.safetensors"
+    extract(teacher, DataConfig(root=lists, videos=tmp_path / "videos"), out)
+    out.rename(tmp_path / ".f.safetensors.partial")
+    other = tmp_path / "other"
+    for video in sorted((tmp_path / "videos").rglob("*.avi")):
+        write_video(other / video.parent.name / video.name, 1, seed=99)
+    one, two = (read_features(tmp_path / ".f.safetensors.partial"),
+                extract(teacher, DataConfig(root=lists, videos=other), out))  # fmt: skip
+    assert one.names == two.names
+    assert np.abs(one.features - two.features).max() > 1e-3
 
 
 def test_the_commands_refuse_mistakes_in_one_line(root: Path, teacher: Path, tmp_path: Path) -> None:

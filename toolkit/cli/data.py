@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from toolkit.cli import app
-from toolkit.cli.options import Fold, Format, Json, Videos, say
+from toolkit.cli.options import Fold, Format, Json, Videos, data_of, say
 from toolkit.errors import UserError
 
 __all__: list[str] = []
@@ -39,7 +39,7 @@ def _bytes(text: str) -> int:
 
 @data_app.command("check")
 def data_check(
-    root: Root, form: Format = "auto", videos: Videos = None, fold: Fold = 1,
+    root: Root, form: Format = None, videos: Videos = None, fold: Fold = None,
     frames: Annotated[int, typer.Option(min=1, help="Clips with fewer pictures are too short.")] = 2,
     fps: Annotated[float, typer.Option(min=0.01, help="Pictures a second, for --frames.")] = 10.0,
     distance: Annotated[
@@ -57,7 +57,7 @@ def data_check(
     """
     from toolkit.cli.inspect import check_data
 
-    result = check_data(root, form, videos, fold, frames=frames, fps=fps, workers=workers, distance=distance,
+    result = check_data(data_of(root, form, videos, fold), frames=frames, fps=fps, workers=workers, distance=distance,
                         mirrored=mirrored)  # fmt: skip
     say(as_json, result, result["text"])
     raise typer.Exit(0 if result["ok"] else 2)
@@ -68,7 +68,7 @@ def data_shard(
     root: Root,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the shards; an interrupted run goes on here.")],
     size: Annotated[str, typer.Option("--size", help="Size of a shard.")] = "256MB",
-    form: Format = "auto", videos: Videos = None, fold: Fold = 1, workers: Workers = None, as_json: Json = False,
+    form: Format = None, videos: Videos = None, fold: Fold = None, workers: Workers = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Pack clips into WebDataset tar shards with an index, for large data and remote storage.
 
@@ -76,9 +76,10 @@ def data_shard(
     """
     from dataclasses import asdict
 
-    from toolkit.cli.inspect import index_of
+    from train.data.index import index_data
     from train.data.shard import write_shards
 
-    packed = write_shards(index_of(root, form, videos, fold), out, _bytes(size), workers or 2)
+    limit, config = _bytes(size), data_of(root, form, videos, fold)
+    packed = write_shards(index_data(config), out, limit, workers or 2)
     text = f"{packed.index}: {packed.clips} clips in {packed.shards} shards, {packed.bytes / 1e6:.1f} MB"
     say(as_json, asdict(packed), text)

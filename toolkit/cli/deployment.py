@@ -8,6 +8,7 @@ import typer
 
 from toolkit.cli import app
 from toolkit.cli.options import (
+    Data,
     Device,
     Fold,
     Format,
@@ -21,6 +22,7 @@ from toolkit.cli.options import (
     Threads,
     VelaConfig,
     Videos,
+    data_of,
     names,
     recipe_of,
     say,
@@ -29,6 +31,7 @@ from toolkit.cli.options import (
 if TYPE_CHECKING:
     from deploy.vela_config import MemorySystem
     from toolkit.bundle import Bundle
+    from toolkit.recipe import DataConfig
 
 __all__: list[str] = []
 
@@ -101,9 +104,8 @@ def quantize(
 
 @app.command()
 def evaluate(
-    bundle: BundlePath,
-    data: Annotated[Path, typer.Option("--data", "-d", help="Labelled clips of any format that training reads.")],
-    form: Format = "auto", videos: Videos = None, fold: Fold = 1, artefact: Keys = None, all_: All = False,
+    bundle: BundlePath, data: Data, form: Format = None, videos: Videos = None, fold: Fold = None,
+    artefact: Keys = None, all_: All = False,
     split: Annotated[str, typer.Option(help="auto (test if there is one, else all), train, val, test, all.")] = "auto",
     save: Annotated[Path | None, typer.Option(help="Write every answer to this JSON file.")] = None,
     device: Device = "cpu", threads: Threads = None, as_json: Json = False,
@@ -117,30 +119,31 @@ def evaluate(
     from toolkit.cli.road import evaluate_boxes, evaluate_bundle
     from toolkit.files import writable_dir, write_json
 
+    config = data_of(data, form, videos, fold)
     opened = open_bundle(bundle)
     if save is not None:
         writable_dir(save.parent)  # before minutes of work
     keys = working(opened)[0] if all_ else artefact
     if opened.manifest.contract.detection is not None:
-        _only_coco(form, videos, fold)
+        _only_coco(config)
         found = evaluate_boxes(opened, data, split, keys, device, threads)
         boxes = {key: result.as_dict() for key, result in found.items()}
         if save is not None:
             write_json(save, boxes)
         say(as_json, boxes, "\n".join(f"{key}: {result.summary}" for key, result in found.items()))
         return
-    results = evaluate_bundle(opened, data, split, keys, device, threads, form=form, videos=videos, fold=fold)
+    results = evaluate_bundle(opened, config, split, keys, device, threads)
     rows = {key: result.as_dict() for key, result in results.items()}
     if save is not None:
         write_json(save, rows)
     say(as_json, rows, "\n".join(f"{key}: {result.summary}" for key, result in results.items()))
 
 
-def _only_coco(form: str, videos: Path | None, fold: int) -> None:
+def _only_coco(config: "DataConfig") -> None:
     """A detector's boxes have one format, whose files lie where it says."""
     from toolkit.errors import UserError
 
-    if form not in ("auto", "coco") or videos is not None or fold != 1:
+    if config.format not in ("auto", "coco") or config.videos is not None or config.fold != 1:
         raise UserError("a detector is evaluated on a COCO JSON, whose videos lie where it says: leave out --format, "
                         "--videos and --fold")  # fmt: skip
 

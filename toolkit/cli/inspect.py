@@ -1,42 +1,28 @@
 """What ``vidon data check`` and ``vidon devices`` tell."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-if TYPE_CHECKING:
-    from train.data.index import Dataset
+from toolkit.recipe import DataConfig
 
-__all__ = ["check_data", "index_of", "list_devices"]
-
-
-def index_of(
-    root: Path, form: str = "auto", videos: Path | None = None, fold: int = 1, *,
-    labels: tuple[str, ...] | None = None, splits: Literal["make", "given"] = "make",
-) -> "Dataset":  # fmt: skip
-    """The clips of ``root`` in the format asked for; the rest as in ``train.data.index.index_data``."""
-    from toolkit.recipe import load_recipe
-    from train.data.index import index_data
-
-    config = load_recipe(None, (f"data.format={form}", f"data.fold={fold}")).data
-    return index_data(config.model_copy(update={"root": root, "videos": videos}), labels, splits)
+__all__ = ["check_data", "list_devices"]
 
 
 def check_data(
-    root: Path, form: str = "auto", videos: Path | None = None, fold: int = 1, *,
-    frames: int = 2, fps: float = 10.0, workers: int | None = None, distance: float | None = None,
-    mirrored: bool = False,
+    config: DataConfig, *, frames: int = 2, fps: float = 10.0, workers: int | None = None,
+    distance: float | None = None, mirrored: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Index and decode everything: counts by split and label, and every problem with what to do about it.
 
     ``distance`` and ``mirrored`` as in ``train.data.check.check``.
     """
     from train.data.check import ADVICE, check
+    from train.data.index import index_data
     from train.data.likeness import DISTANCE
 
-    data = index_of(root, form, videos, fold)
+    data = index_data(config)
     report = check(data, fps, frames, workers, DISTANCE if distance is None else distance, mirrored)
     counts = data.counts()
-    lines = [f"{root}: {len(data.clips)} clips, {report.frames} frames, {len(data.labels)} classes"]
+    lines = [f"{config.root}: {len(data.clips)} clips, {report.frames} frames, {len(data.labels)} classes"]
     lines += [f"  {split}: " + ", ".join(f"{label} {n}" for label, n in row.items()) for split, row in counts.items()]
     lines += [f"  {problem.kind}: {problem.text}" for problem in report.problems]
     found = {kind: len(report.of(kind)) for kind in ADVICE}

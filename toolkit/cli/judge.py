@@ -6,13 +6,14 @@ from typing import Any
 
 from toolkit.errors import UserError
 from toolkit.files import writable_dir, write_json
+from toolkit.recipe import DataConfig
 
 __all__ = ["embed_clips", "score_model", "search_clips"]
 
 
-def score_model(model: Path, data: Path, split: str, views: str, out: Path | None) -> dict[str, Any]:
+def score_model(model: Path, data: DataConfig, split: str, views: str, out: Path | None) -> dict[str, Any]:
     """Every figure of a trained model on one split; with ``out`` also metrics.json and pictures there."""
-    from train.data.index import index_clips
+    from train.data.index import index_data
     from train.evaluate import judge_split
     from train.models import load_model
 
@@ -20,7 +21,7 @@ def score_model(model: Path, data: Path, split: str, views: str, out: Path | Non
     if not (times.isdigit() and int(times) and crops in ("1", "3")):
         raise UserError(f"--views {views!r} is not TEMPORALxSPATIAL with 1 or 3 spatial crops, for example 3x1")
     loaded = load_model(model)
-    index = index_clips(data, loaded.card.labels)
+    index = index_data(data, loaded.card.labels)
     if loaded.card.lineage.get("multi_label", False):  # even if every clip here happens to have one label
         index = replace(index, multi_label=True)
     if out is not None:
@@ -46,7 +47,7 @@ def _score_text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def embed_clips(model: Path, data: Path, out: Path) -> dict[str, Any]:
+def embed_clips(model: Path, data: DataConfig, out: Path) -> dict[str, Any]:
     """Embed every clip; where there are labels, say how good its neighbours are."""
     from train.features import extract
     from train.tasks.retrieval import Retrieval
@@ -69,18 +70,18 @@ def embed_clips(model: Path, data: Path, out: Path) -> dict[str, Any]:
 
 
 def search_clips(
-    features: Path, clip: Path, top: int, model: Path | None, data: Path | None, sheet: Path
+    features: Path, clip: Path, top: int, model: Path | None, moved: dict[str, Any], sheet: Path
 ) -> dict[str, Any]:
-    """Find the clips most like ``clip`` and draw them."""
+    """Find the clips most like ``clip`` and draw them. ``moved``: keys of ``[data]`` that are no longer as embedded."""
     from train.contact import contact_sheet
     from train.data.clip import Clip
     from train.features import clips_by_name, read_features, search
     from train.models import load_model
 
     known = read_features(features)
+    found = clips_by_name(known.data.model_copy(update=moved))
     hits = search(known, clip, top, model)
     card = load_model(model or known.model).card
-    found = clips_by_name(data or known.root)
     rows: list[tuple[Clip | None, str]] = [(Clip(clip, "", "", ""), f"query\n{clip.name}")]
     rows += [(found.get(hit.name), f"{hit.rank}. {hit.label}\n{hit.cosine:.3f}") for hit in hits]
     contact_sheet(sheet, rows, card.frames, card.preprocess.fps)

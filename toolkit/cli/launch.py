@@ -19,7 +19,7 @@ import typer
 
 __all__ = ["arguments_of", "in_processes", "spread"]
 
-_GRACE_S, _ALIKE_S = 10.0, 2.0
+_GRACE_S, _ALIKE_S = 10.0, 5.0
 _USERS_FAULT = 2  # the exit code of a user's error
 
 

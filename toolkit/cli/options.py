@@ -2,15 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
-from toolkit.errors import UserError
+from toolkit.errors import UserError, nearest
 from toolkit.files import writing
-from toolkit.recipe import Recipe, load_recipe
+from toolkit.recipe import DataConfig, Recipe, load_recipe
 
 __all__ = [
+    "Data",
     "Device",
     "Fold",
     "Format",
@@ -26,6 +27,7 @@ __all__ = [
     "Threads",
     "VelaConfig",
     "Videos",
+    "data_of",
     "names",
     "recipe_of",
     "say",
@@ -46,9 +48,14 @@ Processes = Annotated[
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads of the runtime (default: its own choice).")
 ]
-Format = Annotated[str, typer.Option("--format", help="Format of the data, if it is not to be guessed.")]
+Data = Annotated[Path, typer.Option("--data", "-d", help="Labelled clips of any format that training reads.")]
+Format = Annotated[
+    str | None, typer.Option("--format", help="Format of the data, if it is not to be guessed, for example kinetics.")
+]
 Videos = Annotated[Path | None, typer.Option("--videos", help="Folder of the videos, if not beside their list.")]
-Fold = Annotated[int, typer.Option("--fold", min=1, max=3, help="Which published split (UCF101, HMDB51).")]
+Fold = Annotated[
+    int | None, typer.Option("--fold", min=1, max=3, help="Which published split of UCF101 or HMDB51 (default: 1).")
+]
 Device = Annotated[str, typer.Option("--device", help="Device of the runtime, for example cpu.")]
 RuntimeNames = Annotated[
     str | None, typer.Option("--runtimes", help="Comma-separated runtimes, for example onnxruntime,openvino.")
@@ -72,6 +79,19 @@ MemoryMode = Annotated[
 def recipe_of(path: Path | None, overrides: list[str] | None) -> Recipe:
     """Load the recipe with its overrides."""
     return load_recipe(path, tuple(overrides or ()))
+
+
+def data_of(root: Path, form: str | None = None, videos: Path | None = None, fold: int | None = None) -> DataConfig:
+    """The data that ``--data``, ``--format``, ``--videos`` and ``--fold`` name, as a recipe's ``[data]`` would.
+
+    Raises:
+        UserError: no such format.
+    """
+    formats = get_args(DataConfig.model_fields["format"].annotation)
+    if form is not None and form not in formats:
+        raise UserError(f"unknown format {form!r}{nearest(form, formats)}; formats: {', '.join(formats)}")
+    given = {"root": root, "format": form, "videos": videos, "fold": fold}
+    return DataConfig.model_validate({key: value for key, value in given.items() if value is not None})
 
 
 def names(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:

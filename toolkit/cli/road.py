@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from toolkit.bundle import Bundle, open_bundle, seal
 from toolkit.contract import Array
 from toolkit.errors import UserError
-from toolkit.recipe import Recipe
+from toolkit.recipe import DataConfig, Recipe
 
 if TYPE_CHECKING:
     from deploy.bench import Latency
@@ -112,29 +112,26 @@ def _lineage(recipe: Recipe, loaded: "Loaded") -> dict[str, Any]:
 
 def evaluate_bundle(
     bundle: Bundle,
-    root: Path,
+    root: Path | DataConfig,
     split: str,
     keys: Sequence[str] | None = None,
     device: str = "cpu",
     threads: int | None = None,
-    *,
-    form: str = "auto",
-    videos: Path | None = None,
-    fold: int = 1,
 ) -> dict[str, "Evaluation | ManyEvaluation"]:
     """Run artefacts over labelled clips of any format.
 
-    ``split`` "auto" takes the test split if the data has splits, else every clip; "all" takes every clip. ``form``,
-    ``videos`` and ``fold`` are ``data.format``, ``data.videos`` and ``data.fold`` of a recipe.
+    ``split`` "auto" takes the test split if the data has splits, else every clip; "all" takes every clip. ``root`` may
+    be a whole ``[data]`` section, where format, folder of the videos or fold must be said.
     """
     from deploy.evaluate import evaluate
     from deploy.evaluate_many import evaluate_many
     from deploy.runtimes import open_session, pick
-    from toolkit.cli.inspect import index_of
+    from train.data.index import index_data
     from train.data.opening import read_clip
 
     splits: Literal["make", "given"] = "given" if split == "auto" else "make"
-    data = index_of(root, form, videos, fold, labels=bundle.manifest.labels, splits=splits)
+    config = root if isinstance(root, DataConfig) else DataConfig(root=root)
+    data = index_data(config, bundle.manifest.labels, splits)
     clips, manifest = data.split("test" if split == "auto" else split), bundle.manifest
     found: dict[str, Evaluation | ManyEvaluation] = {}
     for key in keys or [pick(bundle, None).key]:
@@ -197,10 +194,14 @@ def keep_best(bundle: Bundle, accuracy: dict[str, float], p50_ms: dict[str, floa
     return open_bundle(bundle.root)
 
 
-def compress(recipe: Recipe, teacher: Path | None, out: Path) -> Bundle:
-    """Distil, prune, recover, quantise and export in one go; finished stages are not repeated."""
+def compress(recipe: Recipe, teacher: Path | None, out: Path) -> Bundle | None:
+    """Distil, prune, recover, quantise and export in one go; finished stages are not repeated.
+
+    Where several processes train, the first one alone exports: the others end with None.
+    """
+    from train.loop import is_main
     from train.stages import distill, prune
 
     student = distill(recipe, out / "student", teacher)
     model = prune(recipe, out / "pruned", student, teacher) if recipe.prune.ratio > 0 else student
-    return export_model(recipe, model, out / f"{recipe.name}.vidon")
+    return export_model(recipe, model, out / f"{recipe.name}.vidon") if is_main() else None

@@ -100,14 +100,17 @@ def prune(
 @app.command()
 def compress(
     recipe: RecipeFile = None, teacher: Teacher = None, out: Out = Path("runs/compressed"), set_: Set = None,
-    as_json: Json = False,
+    processes: Processes = 1, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Distil, prune, quantise and export in one go; an interrupted run goes on where it stopped.
 
     Example: **vidon compress recipe.toml --teacher runs/teacher --out runs/door**
     """
+    in_processes(processes, "compress", recipe, sets=set_, teacher=teacher, out=out, json=as_json)
     from toolkit.cli.road import compress as road
 
     bundle = road(recipe_of(recipe, set_), teacher, out)
+    if bundle is None:
+        return
     keys = [artefact.key for artefact in bundle.manifest.artefacts]
     say(as_json, {"bundle": str(bundle.root), "artefacts": keys}, f"{bundle.root}: {', '.join(keys)}")

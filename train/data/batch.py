@@ -65,8 +65,8 @@ class Source(Protocol):
 class Decoding(Source, Protocol):
     """A source whose batches are worth making in processes of their own, of which none meets every video.
 
-    So workers ``draw``, and the process that trains judges every batch and remembers what was learnt of the files:
-    ``batch`` is both in one.
+    So workers ``draw``, and each process that trains judges what all of them met and remembers what was learnt of
+    the files: ``batch`` is both in one.
     """
 
     def known(self, indices: Sequence[int]) -> Mapping[int, "Timeline"]:

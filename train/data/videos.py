@@ -117,7 +117,7 @@ class VideoSource:
         )  # fmt: skip
 
     def judge(self, batch: Batch) -> None:
-        """Count the videos that a batch has met, whichever process made it; each broken one is named once.
+        """Count the videos that a batch has met, whichever processes made it; each broken one is named once.
 
         Their timelines are kept here and travel with the requests, so each is read once, not once in every worker.
 

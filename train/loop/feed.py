@@ -6,6 +6,7 @@ on the step alone, not on the number or the speed of workers. What workers learn
 batches and goes out with later requests; pictures lie in shared memory, all else in the message itself.
 """
 
+import contextlib
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
@@ -19,8 +20,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from toolkit.cv import opencv
 from toolkit.errors import UserError, VidonError
+from toolkit.progress import quiet
 from train.data.batch import Batch, Decoding, Source
 from train.loop.schedule import seeded
+from train.loop.tidings import Tidings
 
 __all__ = ["Feed", "Order", "Part"]
 
@@ -139,6 +142,8 @@ class Feed:
         self._lane = _lane(device) if self._pin else None  # copies run beside the step before
         self._parts = order.parts(start)
         self._source, self._views = source, views
+        self._first = order.rank == 0
+        self._tidings = Tidings() if order.processes > 1 and isinstance(source, Decoding) else None
         self._loader: Iterator[dict[str, Any] | str] | None = None
         self._ahead: tuple[Part, Batch] | None = None
         if workers > 0 and getattr(source, "workers", False):
@@ -169,10 +174,28 @@ class Feed:
 
     def _fetch(self) -> tuple[Part, Batch]:
         part = next(self._parts)
-        batch = self._source.batch(part.places, part.seed, self._views) if self._loader is None else self._received()
+        batch = self._drawn(part)
         with torch.cuda.stream(self._lane):
             batch = _to(replace(batch, shares=part.shares), self._device, self._pin and self._loader is None)
         return part, batch
+
+    def _drawn(self, part: Part) -> Batch:
+        """A part's batch; what it met of broken videos is judged with what the other processes met."""
+        source, tidings = self._source, self._tidings
+        if not isinstance(source, Decoding):
+            return source.batch(part.places, part.seed, self._views) if self._loader is None else self._received()
+        try:
+            own = self._loader is None
+            batch = source.draw(part.places, part.seed, self._views) if own else self._received()
+        except UserError as error:
+            if tidings is not None:
+                tidings.fail(error, part.shares)
+            raise
+        # A worker has seen its own part only, a process its own too; the first process speaks for all.
+        met = batch if tidings is None else tidings.join(batch, part.shares)
+        with contextlib.nullcontext() if self._first else quiet():
+            source.judge(met)
+        return batch
 
     def _received(self) -> Batch:
         assert self._loader is not None
@@ -184,10 +207,7 @@ class Feed:
             raise UserError("a decoding worker died (out of memory?): lower run.workers or batch") from error
         if isinstance(answer, str):
             raise UserError(answer)
-        batch = Batch(**_mapped(Batch(**answer), torch.from_numpy, np.ndarray))
-        if isinstance(self._source, Decoding):  # a worker has seen its own part only
-            self._source.judge(batch)
-        return batch
+        return Batch(**_mapped(Batch(**answer), torch.from_numpy, np.ndarray))
 
 
 def _loader(

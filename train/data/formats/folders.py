@@ -27,7 +27,7 @@ def read(where: Where) -> list[Clip]:
     """
     root = where.root
     if not root.is_dir():
-        raise UserError(f"data {root} is a file, not a folder of classes: set data.format")
+        raise UserError(f"data {root} is a file, not a folder of classes: set data.format, or --format")
     folders = list_folders(root)
     splits = [folder for folder in folders if split_name(folder.name) in SPLITS]
     if splits and len(splits) < len(folders):

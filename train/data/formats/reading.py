@@ -168,5 +168,5 @@ def list_folders(folder: Path) -> list[Path]:
 def videos_by_stem(folder: Path) -> dict[str, Path]:
     """Every video below a folder by its name without suffix."""
     if not folder.is_dir():
-        raise UserError(f"the videos' folder {folder} does not exist: set data.videos")
+        raise UserError(f"the videos' folder {folder} does not exist: set data.videos, or --videos")
     return {path.stem: path for path in list_videos(folder)}
