@@ -37,7 +37,7 @@ def contact_sheet(path: Path, rows: Sequence[tuple[Clip | None, str]], frames: i
     axes.imshow(sheet, interpolation="none")
     axes.set_xticks([])
     middles = [row * (_SIDE + _GAP) + _SIDE / 2 for row in range(len(rows))]
-    axes.set_yticks(middles, captions, fontsize=8)
+    axes.set_yticks(middles, [caption.replace("$", r"\$") for caption in captions], fontsize=8)
     axes.tick_params(length=0)
     for side in axes.spines.values():
         side.set_visible(False)

@@ -57,6 +57,7 @@ def available(name: str) -> Availability:
 def pick(bundle: Bundle, key: str | None, device: str = "cpu") -> Artefact:
     """The artefact called ``key``; None means the one measured fastest here, else the bundle's best, else the first.
 
+    Without either, torch comes last: its eager steps are many times slower than any other runtime's.
     Only artefacts whose runtime works here count; of these first those that run on ``device``, and not badly.
 
     Raises:
@@ -70,7 +71,8 @@ def pick(bundle: Bundle, key: str | None, device: str = "cpu") -> Artefact:
     if choice is not None and available(bundle.artefact(choice.artefact).runtime).ok:
         return bundle.artefact(choice.artefact)
     best = [bundle.artefact(bundle.manifest.best)] if bundle.manifest.best else []
-    states = [(artefact, available(artefact.runtime)) for artefact in [*best, *bundle.manifest.artefacts]]
+    others = sorted(bundle.manifest.artefacts, key=lambda artefact: artefact.runtime == "torch")
+    states = [(artefact, available(artefact.runtime)) for artefact in [*best, *others]]
     usable = [(artefact, state) for artefact, state in states if state.ok]
     if not usable:
         raise UserError(f"bundle {bundle.root}: none of its runtimes works here; {states[0][1].why}")

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from tests.train.synthetic import write_data, write_video
 from toolkit.bundle import Bundle
 from toolkit.cli import app
+from train.data.index import index_clips
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
@@ -247,6 +248,31 @@ def test_the_whole_road_by_commands(recipe: Path, tmp_path: Path) -> None:
     assert code == 0
     assert json.loads(text)["frames"] == 8
     assert (tmp_path / "seen.mp4").stat().st_size > 0
+
+
+def test_a_folder_with_a_broken_clip_is_exported_and_judged_on_its_unseen_clips_alone(
+    recipe: Path, tmp_path: Path
+) -> None:
+    data, student, bundle = tmp_path / "data", tmp_path / "student", tmp_path / "s.vidon"
+    for label, step in (("left", -3), ("right", 3)):
+        for index in range(16):
+            write_video(data / label / f"{index}.avi", step, seed=index)
+    clips = index_clips(data)
+    broken = clips.split("train")[0]
+    broken.path.write_bytes(b"no video")
+    assert vidon("distill", recipe, "--out", student, "--set", "distill.epochs=1")[0] == 0
+    code, _, errors = vidon("export", student, recipe, "--out", bundle, "--runtimes", "onnxruntime",
+                            "--set", "quantize.rollouts=32")  # fmt: skip
+    assert code == 0, errors
+    assert f"left out a broken video: video {broken.path} cannot be read" in errors
+    moved = Path(shutil.copytree(data, tmp_path / "elsewhere"))
+    for root, options, count in ((data, (), len(clips.split("test"))), (moved, (), len(clips.split("test"))),
+                                 (data, ("--split", "all"), 31)):  # fmt: skip
+        code, text, errors = vidon("evaluate", bundle, "--data", root, "--json", *options)
+        assert (code, json.loads(text)["onnxruntime-fp32"]["clips"]) == (0, count), errors
+        assert ("the model was trained on it" in errors) == (not options)
+    new = Path(shutil.copytree(data / "left", tmp_path / "new" / "left")).parent
+    assert json.loads(vidon("evaluate", bundle, "--data", new, "--json")[1])["onnxruntime-fp32"]["clips"] >= 15
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

@@ -51,6 +51,20 @@ def test_a_split_is_four_fifths_one_tenth_and_one_tenth(tmp_path: Path) -> None:
     assert [counts[split] / 4000 for split in ("train", "val", "test")] == pytest.approx([0.8, 0.1, 0.1], abs=0.015)
 
 
+@pytest.mark.parametrize("kind", ["folders", "csv"])
+def test_equal_file_names_do_not_tie_the_splits_of_the_classes(tmp_path: Path, kind: str) -> None:
+    labels = [f"class{k}" for k in range(20)]
+    for label in labels:
+        (tmp_path / label).mkdir()
+        for name in ("000", "001"):
+            (tmp_path / label / f"{name}.mp4").touch()
+    rows = [f"{label}/{name}.mp4,{label}" for label in labels for name in ("000", "001")]
+    (tmp_path / "d.csv").write_text("path,label\n" + "\n".join(rows))
+    counts = index_clips(tmp_path if kind == "folders" else tmp_path / "d.csv").counts()
+    assert {split: 0 < sum(row.values()) < 40 for split, row in counts.items()} == dict.fromkeys(counts, True)
+    assert 0 < sum(counts["train"][label] == 2 for label in labels) < 20
+
+
 def test_a_csv_keeps_groups_together(tmp_path: Path) -> None:
     rows = [f"v{i}.mp4,{'ab'[i % 2]},g{i // 4}" for i in range(80)]
     (tmp_path / "d.csv").write_text("path,label,source_group\n" + "\n".join(rows))

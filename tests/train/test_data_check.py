@@ -100,3 +100,21 @@ def test_packing_by_command(good: Path, tmp_path: Path) -> None:
     code, _, err = vidon("data", "check", good, "--format", "kinetic")
     assert code == 2
     assert "format" in err
+
+
+def test_numbered_files_in_each_folder_are_no_leak(tmp_path: Path) -> None:
+    for place, seed in (("train/a", 1), ("train/b", 2), ("val/a", 3), ("val/b", 4)):
+        encode(tmp_path / place / "000.mp4", moving_frames(12, seed=seed))
+    code, out, _ = vidon("data", "check", tmp_path, "--distance", "0", "--json")
+    found = json.loads(out)
+    assert (code, found["ok"], found["leaks"]) == (0, True, [])
+    assert found["same_names"] == ["1 file names are in two splits, their videos differ: 000"]
+
+
+def test_a_group_that_a_list_names_leaks_whatever_its_files_are_called(tmp_path: Path) -> None:
+    for name, seed in (("x", 1), ("y", 2)):
+        encode(tmp_path / f"{name}.mp4", moving_frames(12, seed=seed))
+    (tmp_path / "d.csv").write_text("path,label,split,group\nx.mp4,a,train,g\ny.mp4,b,val,g\n")
+    assert json.loads(vidon("data", "check", tmp_path / "d.csv", "--json")[1])["leaks"] == [
+        "group g is in train and val"
+    ]

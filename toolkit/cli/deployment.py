@@ -106,7 +106,7 @@ def quantize(
 def evaluate(
     bundle: BundlePath, data: Data, form: Format = None, videos: Videos = None, fold: Fold = None,
     artefact: Keys = None, all_: All = False,
-    split: Annotated[str, typer.Option(help="auto (test if there is one, else all), train, val, test, all.")] = "auto",
+    split: Annotated[str, typer.Option(help="auto (test; new data unsplit: all), train, val, test, all.")] = "auto",
     save: Annotated[Path | None, typer.Option(help="Write every answer to this JSON file.")] = None,
     device: Device = "cpu", threads: Threads = None, as_json: Json = False,
 ) -> None:  # fmt: skip

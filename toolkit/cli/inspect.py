@@ -32,7 +32,7 @@ def check_data(
     rows = {kind: [problem.text for problem in report.of(kind)] for kind in ADVICE}
     return {"ok": report.good, "clips": len(data.clips), "frames": report.frames, "counts": counts,
             "broken": rows["broken"], "short": rows["short"], "duplicates": rows["duplicate"],
-            "near_duplicates": rows["near-duplicate"],
+            "near_duplicates": rows["near-duplicate"], "same_names": rows["same-name"],
             "labels": rows["label"], "leaks": rows["leak"], "text": "\n".join(lines)}  # fmt: skip
 
 

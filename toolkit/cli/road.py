@@ -1,12 +1,13 @@
 """The steps that join training and deployment: export a trained model, evaluate a bundle, choose its best artefact."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from toolkit.bundle import Bundle, open_bundle, seal
 from toolkit.contract import Array
 from toolkit.errors import UserError
+from toolkit.progress import note
 from toolkit.recipe import DataConfig, Recipe
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from deploy.evaluate import Evaluation
     from deploy.evaluate_many import ManyEvaluation
     from deploy.vela_config import MemorySystem
+    from toolkit.preprocess import Preprocess
+    from train.data.clip import Clip
+    from train.data.index import Dataset
     from train.models.store import Loaded
 
 __all__ = ["bench_bundle", "compress", "evaluate_boxes", "evaluate_bundle", "export_model", "keep_best", "latencies_of"]
@@ -39,41 +43,64 @@ def export_model(
     """
     from deploy.export import export_bundle
     from toolkit.files import writable_dir
+    from train.data.index import index_data
     from train.models import load_model
 
     if out.suffix == ".zip":
         raise UserError(f"bundle {out}: bundles are written as folders; name it {out.with_suffix('.vidon')}")
     writable_dir(out.parent)
     loaded = load_model(model)
-    rollouts, golden = (_streams if loaded.contract.detection is None else _boxed_streams)(recipe, loaded)
+    lineage = _lineage(recipe, loaded)
+    if loaded.contract.detection is None:
+        data = index_data(recipe.data, loaded.card.labels)
+        rollouts, golden = _streams(recipe, loaded, data)
+        lineage["data"] = {"sha256": data.digest()}
+    else:
+        rollouts, golden = _boxed_streams(recipe, loaded)
     return export_bundle(
         loaded.model, path=out, name=recipe.name, labels=loaded.card.labels, preprocess=loaded.card.preprocess,
         rollouts=rollouts, golden_frames=golden, runtimes=recipe.quantize.runtimes if runtimes is None else runtimes,
-        precisions=precisions or recipe.quantize.precisions, lineage=_lineage(recipe, loaded), targets=targets,
+        precisions=precisions or recipe.quantize.precisions, lineage=lineage, targets=targets,
         batches=batches, board=board, answer="many" if loaded.card.lineage.get("multi_label") else "one",
     )  # fmt: skip
 
 
-def _streams(recipe: Recipe, loaded: "Loaded") -> tuple[list[Array], Array]:
+def _streams(recipe: Recipe, loaded: "Loaded", data: "Dataset") -> tuple[list[Array], Array]:
     """Calibration rollouts spread over the training clips, and a golden stream from validation (else training)."""
     import numpy as np
 
-    from train.data.index import index_data
-    from train.data.opening import read_clip
-
-    preprocess, data = loaded.card.preprocess, index_data(recipe.data, loaded.card.labels)
+    preprocess = loaded.card.preprocess
     clips = data.split("train")
-    count = min(recipe.quantize.rollouts, len(clips))
-    chosen = [clips[round(i)] for i in np.linspace(0, len(clips) - 1, count)]
     limit = 2 * loaded.card.frames
-    rollouts = [preprocess.normalise(read_clip(clip, preprocess, limit)) for clip in chosen]
+    rollouts = list(_spread(clips, min(recipe.quantize.rollouts, len(clips)), preprocess, limit))
     others = [clip for clip in data.clips if clip.split == "val"] or list(clips)
     golden: list[Array] = []
-    for index in np.linspace(0, len(others) - 1, min(len(others), _GOLDEN_STEPS)):
-        golden.append(preprocess.normalise(read_clip(others[round(index)], preprocess, limit)))
+    for stream in _spread(others, min(len(others), _GOLDEN_STEPS), preprocess, limit):
+        golden.append(stream)
         if sum(len(part) for part in golden) >= _GOLDEN_STEPS:
             break
+    if not rollouts or not golden:
+        raise UserError(f"data {data.root}: no video to calibrate with can be read; run  vidon data check {data.root}")
     return rollouts, np.concatenate(golden)[:_GOLDEN_STEPS]
+
+
+def _spread(clips: "Sequence[Clip]", count: int, preprocess: "Preprocess", limit: int) -> Iterator[Array]:
+    """Streams of ``count`` clips spread over all; where one is broken, as training leaves it out, the next one's."""
+    import numpy as np
+
+    from train.data.opening import read_clip
+
+    taken: set[int] = set()
+    for place in np.linspace(0, len(clips) - 1, count):
+        for index in range(round(place), len(clips)):
+            if index in taken:
+                continue
+            taken.add(index)
+            try:
+                yield preprocess.normalise(read_clip(clips[index], preprocess, limit))
+                break
+            except UserError as error:
+                note(f"left out a broken video: {error}")
 
 
 def _boxed_streams(recipe: Recipe, loaded: "Loaded") -> tuple[list[Array], Array]:
@@ -120,8 +147,9 @@ def evaluate_bundle(
 ) -> dict[str, "Evaluation | ManyEvaluation"]:
     """Run artefacts over labelled clips of any format.
 
-    ``split`` "auto" takes the test split if the data has splits, else every clip; "all" takes every clip. ``root`` may
-    be a whole ``[data]`` section, where format, folder of the videos or fold must be said.
+    ``split`` "auto" takes the test split if the data has splits, or is what the model was trained on, else every clip;
+    "all" takes every clip. ``root`` may be a whole ``[data]`` section, where format, folder of the videos or fold must
+    be said.
     """
     from deploy.evaluate import evaluate
     from deploy.evaluate_many import evaluate_many
@@ -129,10 +157,15 @@ def evaluate_bundle(
     from train.data.index import index_data
     from train.data.opening import read_clip
 
-    splits: Literal["make", "given"] = "given" if split == "auto" else "make"
-    config = root if isinstance(root, DataConfig) else DataConfig(root=root)
-    data = index_data(config, bundle.manifest.labels, splits)
-    clips, manifest = data.split("test" if split == "auto" else split), bundle.manifest
+    config, manifest = root if isinstance(root, DataConfig) else DataConfig(root=root), bundle.manifest
+    data = index_data(config, manifest.labels)
+    if split == "auto":
+        given = index_data(config, manifest.labels, "given")
+        if given.clips == data.clips or not _trained_on(bundle, data):
+            data = given
+        else:
+            note(f"data {config.root}: the model was trained on it, so its test split alone is judged (or --split all)")
+    clips = data.split("test" if split == "auto" else split)
     found: dict[str, Evaluation | ManyEvaluation] = {}
     for key in keys or [pick(bundle, None).key]:
         session = open_session(bundle, key, device=device, threads=threads)
@@ -145,6 +178,13 @@ def evaluate_bundle(
         finally:
             session.close()
     return found
+
+
+def _trained_on(bundle: Bundle, data: "Dataset") -> bool:
+    """Whether the model's training clips are among these: the same clips anywhere, or the same place."""
+    lineage = bundle.manifest.lineage
+    root = lineage.get("recipe", {}).get("data", {}).get("root", "")
+    return lineage.get("data", {}).get("sha256") == data.digest() or Path(root).resolve() == data.root.resolve()
 
 
 def evaluate_boxes(

@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from pathlib import PurePosixPath
 from typing import Any
 
 import av
@@ -41,10 +42,11 @@ ADVICE = {
     "duplicate": "keep one of them",
     "label": "the same content has two labels: correct one, or join them by ';'",
     "near-duplicate": "look at them: if they are copies keep one, else lower --distance",
+    "same-name": "if they are parts of one source, put them into one split or name it in a column 'group'",
     "leak": "put all of a group, and all copies, into one split",
 }
 #: Kinds that may be no mistake.
-WARNINGS = frozenset({"near-duplicate"})
+WARNINGS = frozenset({"near-duplicate", "same-name"})
 _FEW = 16
 #: Pictures of a folder that are decoded at a time.
 _AT_ONCE = 64
@@ -110,6 +112,7 @@ def check(
     problems += _copies(good)
     problems += _near_copies(good, distance, mirrored)
     problems += _leaking_groups(data.clips)
+    problems += _leaking_names(good)
     return Report(sum(one.frames for one in seen), tuple(problems))
 
 
@@ -220,7 +223,31 @@ def _near_copies(good: Sequence[tuple[Clip, _Seen]], distance: float, mirrored: 
 def _leaking_groups(clips: Sequence[Clip]) -> Iterator[Problem]:
     places: dict[str, dict[str, str]] = {}
     for clip in clips:
-        places.setdefault(clip.group, {}).setdefault(clip.split, clip.name)
+        if not clip.lone:
+            places.setdefault(clip.group, {}).setdefault(clip.split, clip.name)
     for group, splits in sorted(places.items()):
         if len(splits) > 1:
             yield Problem("leak", f"group {group} is in {' and '.join(sorted(splits))}", tuple(splits.values()))
+
+
+def _leaking_names(good: Sequence[tuple[Clip, _Seen]]) -> Iterator[Problem]:
+    """Files of one name in two splits: a leak if they show the same, else (000.mp4 in each folder) one warning."""
+    named: dict[str, list[tuple[Clip, _Seen]]] = {}
+    for clip, one in good:
+        if clip.lone:
+            named.setdefault(PurePosixPath(clip.group).name, []).append((clip, one))
+    apart = []
+    for name, found in sorted(named.items()):
+        places = [{clip.split for clip, one in found if one.content == content} for content in _contents(found)]
+        if straddling := {split for place in places if len(place) > 1 for split in place}:
+            names = tuple(clip.name for clip, _ in found)
+            yield Problem("leak", f"group {name} is in {' and '.join(sorted(straddling))}", names)
+        elif len({clip.split for clip, _ in found}) > 1:
+            apart.append(name)
+    if apart:
+        shown = ", ".join(apart[:3]) + (", ..." if len(apart) > 3 else "")
+        yield Problem("same-name", f"{len(apart)} file names are in two splits, their videos differ: {shown}", ())
+
+
+def _contents(found: Sequence[tuple[Clip, _Seen]]) -> set[str]:
+    return {one.content for _, one in found}

@@ -4,11 +4,11 @@ Everything that a list file can say about it travels here; nothing is opened or 
 """
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from toolkit.video import Span
 
-__all__ = ["SPLITS", "Box", "Clip", "Member", "split_name"]
+__all__ = ["SPLITS", "Box", "Clip", "Member", "lone_group", "split_name"]
 
 SPLITS = ("train", "val", "test")
 _OTHER_NAMES = {"training": "train", "validation": "val", "valid": "val", "validate": "val", "dev": "val",
@@ -19,6 +19,16 @@ def split_name(text: str) -> str:
     """The split that people also call ``text``; an unknown word comes back as it is."""
     word = text.strip().lower()
     return _OTHER_NAMES.get(word, word if word in SPLITS else text.strip())
+
+
+#: Begins the group of a clip of which only its place is known: the same name elsewhere need not be the same video.
+_LONE = "./"
+
+
+def lone_group(*place: str) -> str:
+    """The group of a clip about which no list says where it comes from: its own place without the ending."""
+    whole = str(PurePosixPath(*place))
+    return _LONE + whole.removesuffix(PurePosixPath(whole).suffix).lstrip("/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,11 @@ class Clip:
     members: tuple[Member, ...] = ()
     boxes: tuple[Box, ...] = ()
     annotated: tuple[int, ...] = ()
+
+    @property
+    def lone(self) -> bool:
+        """Whether nothing is known about its group: :func:`lone_group`."""
+        return self.group.startswith(_LONE)
 
     @property
     def labels(self) -> tuple[str, ...]:

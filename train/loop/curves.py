@@ -31,7 +31,7 @@ def draw_curves(folder: Path) -> Path | None:
     _line(axes[0], epochs, "loss", _LOSS, _INK, 1.6)
     _line(axes[1], steps, "lr", "learning rate", _INK, 1.6)
     if validated:
-        _line(axes[2], validated, "validation", "validation", _INK, 1.6)
+        _line(axes[2], validated, "validation", "validation (higher is better)", _INK, 1.6)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return write_bytes(folder / "curves.png", buffer.getvalue())

@@ -65,6 +65,8 @@ def open_data(recipe: Recipe, cache: Path | None = None, labelled: bool = True) 
     train = open_source(recipe.data, index, "train", recipe.preprocess, random=True, cache=cache)
     has_val = any(clip.split == "val" for clip in index.clips)
     val = open_source(recipe.data, index, "val", recipe.preprocess, random=False, cache=cache) if has_val else None
+    if labelled and not has_val and is_main():
+        note(f"data {recipe.data.root} has no validation clip: nothing chooses the weights; add a split 'val'")
     flips = recipe.data.flips if labelled else {}
     augment = Augment(recipe.preprocess, index.labels, recipe.data.mirror, flips)
     return Data(index, train, val, augment)

@@ -16,7 +16,7 @@ from torch.nn import functional
 from toolkit.many import average_precision, judge_many, mean_known, mean_precision, precisions, share
 from toolkit.statistics import wilson
 from train.data.batch import Batch
-from train.tasks.figure import new_figure, save_figure
+from train.tasks.figure import new_figure, save_figure, shortened
 
 __all__ = ["Classification", "average_precision", "confusion", "make", "mean_precision"]
 
@@ -102,8 +102,9 @@ def _draw_confusion(path: Path, labels: tuple[str, ...], table: npt.NDArray[np.i
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true class", fraction=0.046)
-    recalls = [f"{label}  {shares[k, k]:.0%}" for k, label in enumerate(labels)]
-    axes.set_xticks(range(size), labels, rotation=90 if size > 6 else 0)
+    names = [shortened(label) for label in labels]
+    recalls = [f"{name}  {shares[k, k]:.0%}" for k, name in enumerate(names)]
+    axes.set_xticks(range(size), names, rotation=90 if size > 6 or max(map(len, names)) > 5 else 0)
     axes.set_yticks(range(size), recalls)
     axes.set(xlabel="answer", ylabel="truth, recall", title=f"{np.trace(table)} of {table.sum()} clips right")
     if size <= 25:
@@ -116,9 +117,11 @@ def _draw_confusion(path: Path, labels: tuple[str, ...], table: npt.NDArray[np.i
 
 def _draw_precisions(path: Path, labels: tuple[str, ...], precisions: Sequence[float | None]) -> Path:
     """One bar a class, best on top; a class that does not occur has none."""
-    known = sorted((value, label) for value, label in zip(precisions, labels, strict=True) if value is not None)
+    pairs = zip(precisions, map(shortened, labels), strict=True)
+    known = sorted((value, label) for value, label in pairs if value is not None)
     figure, axes = new_figure(6.4, min(20.0, 1.4 + 0.26 * len(known)))
-    bars = axes.barh([label for _, label in known], [value for value, _ in known], color="#3b75af")
+    bars = axes.barh(range(len(known)), [value for value, _ in known], color="#3b75af")
+    axes.set_yticks(range(len(known)), [label for _, label in known])
     axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
     axes.axvline(mean_known(precisions), color="black", linewidth=1, linestyle=":")
     axes.set(xlim=(0, 1.08), xlabel="average precision", title=f"mean {mean_known(precisions):.3f} (dotted)")

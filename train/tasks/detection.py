@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from toolkit.coco import FrameBoxes
 from toolkit.detection import EVERY, DetectionSpec, Found, decode
-from toolkit.files import writing
 from toolkit.precision import box_precision
 from toolkit.recipe import BoxesConfig
 from train.data.batch import Batch
 from train.detect.head import DetectHead
 from train.detect.loss import detection_loss
+from train.tasks.figure import new_figure, save_figure, shortened
 
 __all__ = ["Detection", "make"]
 
@@ -71,16 +71,10 @@ class Detection:
         self, folder: Path, outputs: npt.NDArray[np.float32], targets: Sequence[FrameBoxes | None]
     ) -> tuple[Path, ...]:
         """``precision.png``: COCO's average precision at one overlap, by class."""
-        from matplotlib.figure import Figure
-
         metrics = self.metrics(outputs, targets)
-        figure = Figure(figsize=(5.0, 1.4 + 0.3 * len(metrics["per_class"])), layout="constrained")
-        axes = figure.subplots()
-        names, values = list(metrics["per_class"]), list(metrics["per_class"].values())
-        axes.bar_label(axes.barh(names, values, color="#3b75af"), fmt="%.2f", padding=3, fontsize=8)
+        figure, axes = new_figure(5.0, 1.4 + 0.3 * len(metrics["per_class"]))
+        names, values = [shortened(name) for name in metrics["per_class"]], list(metrics["per_class"].values())
+        axes.bar_label(axes.barh(range(len(names)), values, color="#3b75af"), fmt="%.2f", padding=3, fontsize=8)
+        axes.set_yticks(range(len(names)), names)
         axes.set(xlim=(0, 1.08), xlabel="AP50", title=f"AP {metrics['ap']:.3f}, AP50 {metrics['ap50']:.3f}")
-        path = folder / "precision.png"
-        with writing(path):
-            folder.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=110)
-        return (path,)
+        return (save_figure(figure, folder / "precision.png"),)

@@ -11,7 +11,7 @@ from typing import Any
 
 from toolkit.coco import Tables, coco_tables, corners, frame_number, unknown_video, value_of
 from toolkit.errors import UserError
-from train.data.clip import SPLITS, Box, Clip, split_name
+from train.data.clip import SPLITS, Box, Clip, lone_group, split_name
 from train.data.formats.reading import Where, read_json
 
 __all__ = ["categories", "found", "read"]
@@ -94,5 +94,5 @@ def _clip(path: Path, where: Where, home: Any, video: Any, members: list[Any], b
         found += [Box(frame, label, corners) for label, corners in boxes.get(key, ())]
     labels = ";".join(sorted({box.label for box in found}))
     named = split_name(str(info.get("split") or split))
-    group = str(info.get("group") or (home if images else Path(str(file)).stem))
+    group = str(info.get("group") or (home if images else lone_group(str(file))))
     return Clip(place, labels, named, group, images=images, boxes=tuple(found), annotated=tuple(annotated))

@@ -5,7 +5,7 @@ from pathlib import Path
 from toolkit.errors import UserError
 from toolkit.progress import note
 from toolkit.video import VIDEO_SUFFIXES
-from train.data.clip import SPLITS, Clip, split_name
+from train.data.clip import SPLITS, Clip, lone_group, split_name
 from train.data.formats.reading import Where, list_folders, list_videos
 
 __all__ = ["UNLABELLED", "found", "read"]
@@ -37,9 +37,9 @@ def read(where: Where) -> list[Clip]:
     for split in splits or [root]:
         for folder in list_folders(split):
             name = split_name(split.name) if splits else ""
-            clips += [Clip(path, folder.name, name, path.stem) for path in list_videos(folder)]
+            clips += [Clip(path, folder.name, name, _group(root, path)) for path in list_videos(folder)]
     if not clips and not where.labelled:
-        clips = [Clip(path, UNLABELLED, "", path.stem) for path in list_videos(root)]
+        clips = [Clip(path, UNLABELLED, "", _group(root, path)) for path in list_videos(root)]
     if not clips:
         kinds = " ".join(sorted(VIDEO_SUFFIXES))
         loose = f"{len(list_videos(root))} videos lie in no class folder; " if list_videos(root) else ""
@@ -56,3 +56,7 @@ def _refuse_deeper(root: Path, clips: list[Clip], folders: list[Path]) -> None:
         if len(inner) > 1:
             raise UserError(f"data {root} has only one class ({folders[0].name}), with folders in it: "
                             f"the classes seem to be one level deeper, use {folders[0]}")  # fmt: skip
+
+
+def _group(root: Path, path: Path) -> str:
+    return lone_group(path.relative_to(root).as_posix())

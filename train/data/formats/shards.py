@@ -23,7 +23,7 @@ from typing import Any
 from toolkit.errors import UserError
 from toolkit.progress import track
 from toolkit.video import VIDEO_SUFFIXES
-from train.data.clip import SPLITS, Box, Clip, Member, split_name
+from train.data.clip import SPLITS, Box, Clip, Member, lone_group, split_name
 from train.data.formats.reading import Where, is_url, read_json
 
 __all__ = ["INDEX", "STILL_SUFFIXES", "expand", "found", "labels", "read", "read_member", "read_members"]
@@ -156,7 +156,8 @@ def _clip(place: Path, members: list[Member], row: dict[str, Any], stills: bool 
     label = row.get("label", "")
     meta = tuple((str(key), str(value)) for key, value in (row.get("meta") or {}).items())
     name = PurePosixPath(members[0].name)
-    group = str(row.get("group") or (name.name.partition(".")[0] if stills else name.stem))
+    inside = name.with_name(name.name.partition(".")[0]) if stills else name
+    group = str(row.get("group") or lone_group(place.stem, str(inside)))
     boxes = tuple(Box(frame, str(name), (x1, y1, x2, y2)) for frame, name, (x1, y1, x2, y2) in row.get("boxes", ()))
     split, annotated = split_name(str(row.get("split") or "")), tuple(row.get("annotated", ()))
     clip = Clip(place, str(label), split, group, (start_s, end_s), meta, boxes=boxes, annotated=annotated)

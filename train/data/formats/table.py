@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from toolkit.errors import UserError
-from train.data.clip import Clip, split_name
+from train.data.clip import Clip, lone_group, split_name
 from train.data.formats.reading import Where, header, need_columns, read_table, seconds
 
 __all__ = ["found", "read"]
@@ -42,7 +42,7 @@ def read(where: Where) -> list[Clip]:
             raise UserError(f"data {path}, line {number}: path or label is empty")
         if "\0" in row["path"]:
             raise UserError(f"data {path}, line {number}: the path holds a zero byte")
-        group = next((row[name] for name in _GROUPS if row.get(name)), Path(row["path"]).stem)
+        group = next((row[name] for name in _GROUPS if row.get(name)), lone_group(row["path"]))
         meta = tuple((column, row[column]) for column in extra)
         span = seconds(path, number, row, "start", "end")
         clips.append(Clip(where.folder / row["path"], label, split_name(row.get("split", "")), group, span, meta))
