@@ -4,6 +4,7 @@ A buffer is lent to one batch, and is free again when the last tensor that looks
 whoever keeps a batch keeps its buffer, and the next batches come in new memory if no buffer is left.
 """
 
+import math
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -40,5 +41,5 @@ class Buffers:
 
 def _shared(shape: Sequence[int]) -> Tensor:
     """Shared memory none of whose pages is touched yet (``Tensor.share_memory_`` would write all of them)."""
-    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, tuple(shape))
+    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(tuple(shape))
