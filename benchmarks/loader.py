@@ -115,7 +115,11 @@ class Loader:
         settle()
         for _ in range(self._ready):
             self._feed.next()
-        return measured(lambda: [self._feed.next() for _ in range(self._steps)], self._steps * BATCH, frames)
+        return measured(self._epoch, self._steps * BATCH, frames)
+
+    def _epoch(self) -> None:
+        for _ in range(self._steps):  # no batch is kept, as training keeps none
+            self._feed.next()
 
     def close(self) -> None:
         """Stop the processes."""

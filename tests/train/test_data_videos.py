@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -14,12 +15,14 @@ from toolkit.errors import UnavailableDevice, UserError
 from toolkit.preprocess import Preprocess
 from toolkit.recipe import DataConfig
 from toolkit.video import read_pictures
+from train.data.batch import Batch
 from train.data.clip import Clip
 from train.data.clips import load_pictures
 from train.data.decode import open_video
 from train.data.index import Dataset, index_clips
 from train.data.sources import open_source
 from train.data.videos import VideoSource
+from train.loop.buffers import Buffers
 from train.loop.feed import Feed, Order, Part
 
 PRE = Preprocess(size=(24, 32))
@@ -158,6 +161,60 @@ def test_timelines_are_read_once_for_all_workers(data: Dataset) -> None:
         assert torch.equal(one.pictures, two.pictures)
         assert torch.equal(one.labels, two.labels)
     shared.close()
+
+
+def test_a_file_that_is_known_is_opened_without_decoding_and_decodes_the_same(tmp_path: Path) -> None:
+    deep = {"x264-params": "bframes=6:b-pyramid=normal:b-adapt=0:ref=5"}
+    path = encode(tmp_path / "deep.mp4", moving_frames(60), gop=60, options=deep)
+    with open_video(path, "deep") as video:
+        timeline, whole = video.timeline, video.pictures(range(60), PRE)
+    with av.open(str(path)) as container:
+        depth = container.streams.video[0].codec_context.reorder_depth
+    assert timeline.probe is not None
+    assert timeline.probe.reorder == depth == 2
+    with open_video(path, "deep", timeline) as video:
+        context = video._stream.codec_context
+        assert (context.pix_fmt, context.reorder_depth) == (None, depth)  # nothing was decoded to find the format
+        again = video.pictures(range(60), PRE)
+    assert np.array_equal(again.pictures, whole.pictures)
+    assert np.array_equal(again.frames, whole.frames)
+    with open_video(encode(tmp_path / "v.mkv", moving_frames(9)), "v") as video:
+        assert video.timeline.probe is None  # where nobody has looked whether probing decides more
+
+
+def test_a_batch_or_a_part_of_it_that_is_kept_keeps_its_memory(data: Dataset) -> None:
+    order = Order(len(data.split("train")), 4, 6, 0, 1, 1, 0)
+    alone, shared = (Feed(VideoSource(data, "train", PRE, 6), order, 0, 1, n, torch.device("cpu")) for n in (0, 2))
+    kinds: list[Callable[[Batch], Any]] = [
+        lambda batch: batch.pictures, lambda batch: batch.first[1:], lambda batch: batch.pictures.numpy()[:, 0, 2],
+    ]  # fmt: skip
+    held = [kinds[step % 3](shared.next()[1]) for step in range(order.total)]
+    shared.close()
+    for step, have in enumerate(held):
+        assert np.array_equal(np.asarray(kinds[step % 3](alone.next()[1])), np.asarray(have)), f"step {step}"
+
+
+def test_memory_of_batches_that_are_gone_is_used_again(data: Dataset) -> None:
+    order = Order(len(data.split("train")), 3, 8, 0, 1, 1, 0)
+    feed = Feed(VideoSource(data, "train", PRE, 6), order, 0, 1, 2, torch.device("cpu"))
+    places = {feed.next()[1].pictures.data_ptr() for _ in range(order.total)}
+    feed.close()
+    assert order.total == 40
+    assert len(places) <= 6  # two ahead for each worker, one in use and one that is handed out
+
+
+def test_a_buffer_is_lent_to_one_batch_at_a_time() -> None:
+    buffers = Buffers(2, (3, 1, 2, 4, 4, 3))
+    assert buffers.take(4) is None  # too large
+    first, second = buffers.take(3), buffers.take(1)
+    assert (first, second, buffers.take(1)) == (0, 1, None)
+    array = buffers.lend(0, 2)
+    assert array.shape == (2, 1, 2, 4, 4, 3)
+    view = torch.from_numpy(array)[1, 0]
+    del array
+    assert buffers.take(1) is None
+    del view
+    assert (buffers.take(3), buffers.take(1)) == (0, None)
 
 
 def test_validation_clips_from_files_and_from_memory_are_the_same(data: Dataset) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -73,10 +75,15 @@ class Decoding(Source, Protocol):
         """What is known of these files, for the worker that will draw from them."""
         ...
 
+    def shape(self, videos: int, views: int) -> tuple[int, ...]:
+        """The shape of the pictures of so many videos."""
+        ...
+
     def draw(
-        self, indices: Sequence[int], seed: int, views: int = 1, known: Mapping[int, "Timeline"] | None = None
-    ) -> Batch:
-        """As ``batch``, however much is broken."""
+        self, indices: Sequence[int], seed: int, views: int = 1, known: Mapping[int, "Timeline"] | None = None,
+        out: npt.NDArray[np.uint8] | None = None,
+    ) -> Batch:  # fmt: skip
+        """As ``batch``, however much is broken; ``out`` is where to put the pictures."""
         ...
 
     def judge(self, batch: Batch) -> None:

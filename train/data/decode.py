@@ -24,11 +24,15 @@ from toolkit.errors import UnavailableDevice, UserError
 from toolkit.preprocess import FrameSampler, Preprocess
 from toolkit.video import Span, within
 
-__all__ = ["Decoded", "Timeline", "Video", "open_video"]
+__all__ = ["Decoded", "Probe", "Timeline", "Video", "open_video"]
 
 _DEFAULT_FPS = 25.0
 #: Containers with an index of their key frames; in others a seek may land anywhere, so they are read from the start.
 _INDEXED = frozenset({"mov", "mp4", "matroska", "webm", "avi"})
+#: Codecs whose packets say whether other frames lean on theirs.
+_LEANING = frozenset({"h264", "hevc"})
+#: How to open a file of which all is known that probing would find: one packet is read, none decoded.
+_PROBED = {"format": "mov", "options": {"skip_frame": "all", "analyzeduration": "1"}}
 _MOST_BAD_PACKETS = 1000
 
 av.logging.set_level(None)
@@ -39,15 +43,30 @@ Pictures = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """What FFmpeg learns by decoding the first frames whenever it opens a file: a twelfth of the time of a short one.
+
+    start: the first timestamp, in the stream's own units. rate: frames per second, 0 if unknown. reorder: how many
+    frames the decoder holds back to show them in order.
+    """
+
+    start: int
+    rate: float
+    reorder: int
+
+
+@dataclass(frozen=True, slots=True)
 class Timeline:
     """When frames are shown, in seconds from the stream's start: all of them, and the key frames.
 
     ``regular`` is False where timestamps are absent or doubled: such a file is only read from its start.
+    ``probe`` is there if it says all that opening the file again would find.
     """
 
     times_s: npt.NDArray[np.float64]
     keys_s: npt.NDArray[np.float64]
     regular: bool
+    probe: Probe | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +109,13 @@ class Video:
         self._stream.codec_context.thread_count = 1  # parallelism is one worker a process, not threads in each
         self._reformatter = av.video.reformatter.VideoReformatter()
         base = self._stream.time_base
-        self._base, self._start = base.numerator / base.denominator, self._stream.start_time or 0
+        self._base = base.numerator / base.denominator
+        self._probe = (timeline and timeline.probe) or self._probed()
+        self._start, self._stream.codec_context.reorder_depth = self._probe.start, self._probe.reorder
         self._needed: frozenset[int] | None = None  # with it, other frames that none leans on are not decoded
         self.timeline = timeline or self._scan()
         # One packet, one frame: only then a packet's time says which frame it makes.
-        self._skips = self.timeline.regular and self._stream.codec_context.name in ("h264", "hevc")
+        self._skips = self.timeline.regular and self._stream.codec_context.name in _LEANING
 
     def ticks(self, fps: float, span: Span = (None, None)) -> int:
         """How many pictures the clip has at ``fps``.
@@ -142,8 +163,7 @@ class Video:
 
     def frames(self) -> Iterator[tuple[float, Any]]:
         """(timestamp in seconds, frame) of every frame, with the timestamps of ``toolkit.video.read_frames``."""
-        rate = float(self._stream.guessed_rate or 0)
-        rate = rate if 0 < rate < 1000 else _DEFAULT_FPS
+        rate = self._probe.rate if 0 < self._probe.rate < 1000 else _DEFAULT_FPS
         last_s, count = -1.0, 0
         for frame in self._decoded():
             stamp_s = self._seconds(frame.pts)
@@ -205,7 +225,13 @@ class Video:
             self._rewind()
             return Timeline(times_s, times_s[:1], False)
         keys_s = np.asarray([t for t in map(self._seconds, sorted(keys)) if t >= first_s] or [first_s])
-        return Timeline(times_s, keys_s, bool(_INDEXED & set(self._container.format.name.split(","))))
+        names = set(self._container.format.name.split(","))
+        quick = "mov" in names and self._stream.codec_context.name in _LEANING
+        return Timeline(times_s, keys_s, bool(_INDEXED & names), self._probe if quick else None)
+
+    def _probed(self) -> Probe:
+        stream = self._stream
+        return Probe(stream.start_time or 0, float(stream.guessed_rate or 0), stream.codec_context.reorder_depth)
 
     def _from(self, time_s: float) -> Iterator[tuple[float, Any]]:
         """Frames from a key frame before ``time_s`` on, at the latest."""
@@ -216,7 +242,7 @@ class Video:
             yield from self.frames()
             return
         base = self._stream.time_base
-        target = math.floor(keys_s[place] / base + 0.5) + (self._stream.start_time or 0)
+        target = math.floor(keys_s[place] / base + 0.5) + self._start
         self._container.seek(target, stream=self._stream, backward=True)
         checked = False
         for frame in self._decoded():
@@ -230,7 +256,7 @@ class Video:
                 yield stamp_s, frame
 
     def _rewind(self) -> None:
-        self._container.seek(0 if not self._stream.start_time else min(0, self._stream.start_time), stream=self._stream)
+        self._container.seek(min(0, self._start), stream=self._stream)
 
     def _decoded(self) -> Iterator[Any]:
         """Decoded frames; damaged packets are passed over, as OpenCV does."""
@@ -276,9 +302,12 @@ def open_video(
     """
     if isinstance(source, Path) and not source.is_file():
         raise UserError(f"video {name} does not exist: check the path")
-    options = _acceleration(device)
+    options, probed = _acceleration(device), timeline is not None and timeline.probe is not None
     try:
-        container = av.open(str(source) if isinstance(source, Path) else io.BytesIO(source), **options)
+        container = av.open(
+            str(source) if isinstance(source, Path) else io.BytesIO(source),
+            **(_PROBED if probed and not options else options),
+        )
     except (av.error.FFmpegError, ValueError, UnicodeError) as error:
         if options and _opens(source):
             raise UnavailableDevice(

@@ -96,16 +96,22 @@ class VideoSource:
         """The timelines of these videos that were read before."""
         return {index: self._timelines[index] for index in indices if index in self._timelines}
 
+    def shape(self, videos: int, views: int) -> tuple[int, ...]:
+        """The shape of the pictures of so many videos: (B, V, T, H, W, 3)."""
+        return (videos, views, self.frames, *self.preprocess.size, 3)
+
     def draw(
-        self, indices: Sequence[int], seed: int, views: int = 1, known: Mapping[int, Timeline] | None = None
-    ) -> Batch:
+        self, indices: Sequence[int], seed: int, views: int = 1, known: Mapping[int, Timeline] | None = None,
+        out: npt.NDArray[np.uint8] | None = None,
+    ) -> Batch:  # fmt: skip
         """As :meth:`batch`, but the share of broken videos is for :meth:`judge` to say.
+
+        ``out``, uint8 of :meth:`shape`, is where to put the pictures.
 
         Raises:
             UserError: no video at all can be read.
         """
-        height, width = self.preprocess.size
-        pictures = np.empty((len(indices), views, self.frames, height, width, 3), np.uint8)
+        pictures = np.empty(self.shape(len(indices), views), np.uint8) if out is None else out
         used, boxes, met = np.empty(len(indices), np.int64), [], _Met(self._timelines if known is None else known)
         for row, index in enumerate(indices):
             used[row], found = self._draw(int(index), seed, pictures[row], met)

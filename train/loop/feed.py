@@ -3,7 +3,7 @@
 A source in memory is asked directly. One with a true ``workers`` attribute is asked by worker processes through
 torch's DataLoader: its sampler yields whole requests (places, seed), so the order of the data and every cut depend
 on the step alone, not on the number or the speed of workers. What workers learn of the files comes home with their
-batches and goes out with later requests; pictures lie in shared memory, all else in the message itself.
+batches and goes out with later requests; pictures are decoded into shared memory, all else is in the message itself.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from toolkit.cv import opencv
 from toolkit.errors import UserError, VidonError
 from toolkit.progress import quiet
 from train.data.batch import Batch, Decoding, Source
+from train.loop.buffers import Buffers
 from train.loop.schedule import seeded
 from train.loop.tidings import Tidings
 
@@ -66,6 +67,11 @@ class Order:
         return max(1, self.items // self.batch)
 
     @property
+    def largest(self) -> int:
+        """Most videos in a part."""
+        return -(-min(self.items, self.batch) // (self.accumulate * self.processes))
+
+    @property
     def total(self) -> int:
         """Steps of the run."""
         return self.per_epoch * self.epochs
@@ -98,38 +104,43 @@ class Order:
             yield Part(step, number, places, cut, weight, index == self.accumulate - 1, shares)
 
 
-#: A part, and what is known of its files.
-_Request = tuple[Part, Any]
+#: A part, what is known of its files, and the number of the buffer for its pictures, if there is one.
+_Request = tuple[Part, Any, int | None]
+#: Batches that each worker has ready or in work.
+_AHEAD = 2
 
 
 class _Requests(Sampler[_Request]):
-    def __init__(self, source: Source, order: Order, start: int) -> None:
-        self._source, self._order, self._start = source, order, start
+    def __init__(self, source: Source, order: Order, start: int, buffers: Buffers | None) -> None:
+        self._source, self._order, self._start, self._buffers = source, order, start, buffers
 
     def __iter__(self) -> Iterator[_Request]:
         source = self._source
         for part in self._order.parts(self._start):
-            yield part, source.known(part.places) if isinstance(source, Decoding) else None
+            known = source.known(part.places) if isinstance(source, Decoding) else None
+            yield part, known, None if self._buffers is None else self._buffers.take(len(part.places))
 
 
 class _Answers(Dataset[dict[str, Any] | str]):
     """Asks the source in a worker; a user's error travels home as its text."""
 
-    def __init__(self, source: Source, views: int) -> None:
+    def __init__(self, source: Source, views: int, buffers: Buffers | None) -> None:
         self._source, self._views = source, views
+        self._buffers = () if buffers is None else buffers.tensors
 
     def __getitem__(self, request: _Request) -> dict[str, Any] | str:
-        part, known = request
+        part, known, number = request
         source = self._source
+        out = None if number is None else self._buffers[number].numpy()[: len(part.places)]
         try:
             if isinstance(source, Decoding):
-                batch = source.draw(part.places, part.seed, self._views, known)
+                batch = source.draw(part.places, part.seed, self._views, known, out)
             else:
                 batch = source.batch(part.places, part.seed, self._views)
         except VidonError as error:
             return str(error)
         answer = _mapped(batch, lambda value: value.numpy())  # a tensor of its own costs a file handle and a socket
-        return {**answer, "pictures": batch.pictures}
+        return {**answer, "pictures": batch.pictures if number is None else number}
 
 
 class Feed:
@@ -145,9 +156,13 @@ class Feed:
         self._first = order.rank == 0
         self._tidings = Tidings() if order.processes > 1 and isinstance(source, Decoding) else None
         self._loader: Iterator[dict[str, Any] | str] | None = None
+        self._buffers: Buffers | None = None
         self._ahead: tuple[Part, Batch] | None = None
         if workers > 0 and getattr(source, "workers", False):
-            self._loader = _loader(source, order, start, views, workers, self._pin)
+            if isinstance(source, Decoding) and not self._pin:  # pinning copies into memory that is used again as well
+                # Besides those ahead: the batch of the step before, and the one that is just handed out.
+                self._buffers = Buffers(_AHEAD * workers + 2, source.shape(order.largest, views))
+            self._loader = _loader(source, order, start, views, workers, self._pin, self._buffers)
 
     def next(self) -> tuple[Part, Batch]:
         """The next part and its batch."""
@@ -170,7 +185,7 @@ class Feed:
 
     def close(self) -> None:
         """Stop the workers."""
-        self._loader = None
+        self._loader = self._buffers = None
 
     def _fetch(self) -> tuple[Part, Batch]:
         part = next(self._parts)
@@ -207,17 +222,20 @@ class Feed:
             raise UserError("a decoding worker died (out of memory?): lower run.workers or batch") from error
         if isinstance(answer, str):
             raise UserError(answer)
+        if isinstance(answer["pictures"], int):
+            assert self._buffers is not None
+            answer["pictures"] = self._buffers.lend(answer["pictures"], len(answer["indices"]))
         return Batch(**_mapped(Batch(**answer), torch.from_numpy, np.ndarray))
 
 
 def _loader(
-    source: Source, order: Order, start: int, views: int, workers: int, pin: bool
+    source: Source, order: Order, start: int, views: int, workers: int, pin: bool, buffers: Buffers | None
 ) -> Iterator[dict[str, Any] | str]:
     # Not fork: the parent has threads (progress bar, decoder), whose locks a forked child would inherit.
     context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     loader = DataLoader(
-        _Answers(source, views), batch_size=None, sampler=_Requests(source, order, start), num_workers=workers,
-        collate_fn=_same, pin_memory=pin, prefetch_factor=2, multiprocessing_context=context,
+        _Answers(source, views, buffers), batch_size=None, sampler=_Requests(source, order, start, buffers),
+        num_workers=workers, collate_fn=_same, pin_memory=pin, prefetch_factor=_AHEAD, multiprocessing_context=context,
         generator=torch.Generator(), worker_init_fn=_one_thread,
     )  # fmt: skip
     return iter(loader)
