@@ -23,7 +23,7 @@ def bits_apart(one: Codes, two: Codes) -> npt.NDArray[np.uint8]:
 
 
 def near_codes(codes: Codes, owners: Places, apart: int, tables: int = 16, width: int = 24) -> tuple[Places, Places]:
-    """Places (n,), (n,) of codes of two owners that differ in at most ``apart`` bits; each pair once, most are found."""
+    """Places (n,), (n,) of codes of two owners that differ in at most ``apart`` bits; each pair once."""
     found: list[Places] = [np.empty(0, np.int64)]
     for table in range(tables):
         order = np.argsort(_turned(codes, table * 64 // tables), kind="stable")

@@ -103,7 +103,7 @@ def relations(traces: Sequence[Trace | None], distance: float = DISTANCE, mirror
 
 
 def _proposed(traces: Sequence[Trace | None], mirrored: bool) -> Iterator[tuple[int, int, bool, list[int]]]:
-    """(first, second, mirrored, shifts that are worth a look)"""
+    """(first, second, mirrored, shifts that are worth a look)."""
     variants = _variants(traces, mirrored)
     keys = _votes(variants, len(traces))
     looked: dict[tuple[int, int, bool], list[tuple[float, int]]] = {}
@@ -244,9 +244,9 @@ def _cut(pictures: Float, window: Window) -> Float:
 
 def _smoothed(trace: Trace, window: Window = (0, 0, 0, 0)) -> Trace:
     """The window of a trace, with the fine detail gone that scaling changes."""
-    blur = (np.eye(SIDE, k=-1) + 2 * np.eye(SIDE) + np.eye(SIDE, k=1)).astype(np.float32)
+    blur = np.asarray(np.eye(SIDE, k=-1) + 2 * np.eye(SIDE) + np.eye(SIDE, k=1), np.float32)
     blur /= blur.sum(1, keepdims=True)
-    still, cells = (blur @ _cut(part, window) @ blur.T for part in (trace.still, trace.cells))
+    still, cells = (np.asarray(blur @ _cut(part, window) @ blur.T, np.float32) for part in (trace.still, trace.cells))
     scale = max(float(np.abs(cells).max()), 1.0) / 127
     return Trace(still, np.rint(cells / scale).astype(np.int8), scale, trace.borders)
 
