@@ -288,8 +288,7 @@ def reported(made: Sequence[Made], workers: int) -> list[tuple[Made, Made, set[s
 def rows_of(made: Sequence[Made], found: Sequence[tuple[Made, Made, set[str], str]], all_shots: Sequence[Shot]
             ) -> tuple[list[list[Any]], list[str]]:  # fmt: skip
     """A line for each change, and the false alarms."""
-    wrong = [pair for pair in found
-             if pair[0].shot != pair[1].shot and not share_a_moment(all_shots[pair[0].shot], all_shots[pair[1].shot])]  # fmt: skip
+    wrong = [pair for pair in found if not share_a_moment(all_shots[pair[0].shot], all_shots[pair[1].shot])]
     rows: list[list[Any]] = []
     for name, (_, kinds) in CHANGES.items():
         copies = [one for one in made if one.change == name]
@@ -392,7 +391,8 @@ def main() -> None:
                "precision"]  # fmt: skip
     caption = (
         f"{len({one.shot for one in made})} originals, {args.originals} of them copied in each way. False alarms "
-        "between originals before one camera: " + "; ".join(f"{kind} {false} in {pairs} pairs" for kind, pairs, false in hard)
+        "between originals before one camera: "
+        + "; ".join(f"{kind} {false} in {pairs} pairs" for kind, pairs, false in hard)
         + ". Processor time as a multiple of decoding alone: "
         + ", ".join(f"{name} {value:.2f}" for name, value in ratio.items() if name != "decode")
         + ". Comparing made-up clips of 5 s: " + ", ".join(f"{count} in {s:.1f} s" for count, s in grown.items()) + "."

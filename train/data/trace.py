@@ -104,11 +104,11 @@ class Tracer:
 
 def trace_of(cells_KGG: Float) -> Trace:
     """Cut the borders off, scale down, and part what stays from what moves."""
-    low, high = cells_KGG.min(0), cells_KGG.max(0)
-    top, bottom = _between(low.min(1), high.max(1))
-    left, right = _between(low[top:bottom].min(0), high[top:bottom].max(0))
-    rows, columns = scaling(0, bottom - top, bottom - top, SIDE), scaling(0, right - left, right - left, SIDE)
-    small = rows @ cells_KGG[:, top:bottom, left:right] @ columns.T
+    low, high, mean = cells_KGG.min(0), cells_KGG.max(0), cells_KGG.mean(0)
+    top, bottom = _between(low.min(1), high.max(1), mean.mean(1))
+    inner = slice(math.ceil(top), int(bottom))
+    left, right = _between(low[inner].min(0), high[inner].max(0), mean[inner].mean(0))
+    small = scaling(top, bottom, GRID, SIDE) @ cells_KGG @ scaling(left, right, GRID, SIDE).T
     still = small.mean(0)
     small -= still
     scale = max(float(np.abs(small).max()), 1.0) / 127
@@ -116,15 +116,22 @@ def trace_of(cells_KGG: Float) -> Trace:
     return Trace(np.asarray(still, np.float32), np.rint(small / scale).astype(np.int8), scale, borders)
 
 
-def _between(low: Float, high: Float) -> tuple[int, int]:
-    """First line that is no border, and the one after the last such; low, high: the extremes of each line."""
-    ends = []
-    for lowest, highest in ((low, high), (low[::-1], high[::-1])):
-        highest = np.maximum.accumulate(highest)
-        border = (highest < _DARK) & (highest - np.minimum.accumulate(lowest) < _EVEN)
-        ends.append(len(low) if border.all() else int(np.argmin(border)))
-    first, last = ends[0], len(low) - ends[1]
-    return (first, last) if last - first >= _LEAST_LEFT * len(low) else (0, len(low))
+def _between(low: Float, high: Float, mean: Float) -> tuple[float, float]:
+    """Where the picture begins and ends between borders; low, high, mean: of each line."""
+    first, after = _border(low, high, mean), len(low) - _border(low[::-1], high[::-1], mean[::-1])
+    return (first, after) if after - first >= _LEAST_LEFT * len(low) else (0.0, float(len(low)))
+
+
+def _border(low: Float, high: Float, mean: Float) -> float:
+    """Lines of border: whole ones, and the part of the next that its brightness between its neighbours tells."""
+    highest = np.maximum.accumulate(high)
+    dark = (highest < _DARK) & (highest - np.minimum.accumulate(low) < _EVEN)
+    lines = len(low) if dark.all() else int(np.argmin(dark))
+    if not 0 < lines < len(low) - 1:
+        return float(lines)
+    outside, inside = float(mean[lines - 1]), float(mean[lines + 1])
+    share = (float(mean[lines]) - outside) / (inside - outside) if inside - outside > _EVEN else 1.0
+    return lines + 1 - min(max(share, 0.0), 1.0)
 
 
 @functools.cache
