@@ -70,7 +70,7 @@ def films() -> list[list[Frame]]:
 def shelf(films: list[list[Frame]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shelf")
     for number, film in enumerate(films):
-        encode(root / "train" / "a" / f"film{number}.mp4", film, fps=FPS)
+        encode(root / "train" / "ab"[number % 2] / f"film{number}.mp4", film, fps=FPS)
     return root
 
 

@@ -108,7 +108,7 @@ def trace_of(cells_KGG: Float) -> Trace:
     top, bottom = _between(low.min(1), high.max(1), mean.mean(1))
     inner = slice(math.ceil(top), int(bottom))
     left, right = _between(low[inner].min(0), high[inner].max(0), mean[inner].mean(0))
-    small = scaling(top, bottom, GRID, SIDE) @ cells_KGG @ scaling(left, right, GRID, SIDE).T
+    small = _between_borders(top, bottom) @ cells_KGG @ _between_borders(left, right).T
     still = small.mean(0)
     small -= still
     scale = max(float(np.abs(small).max()), 1.0) / 127
@@ -132,6 +132,16 @@ def _border(low: Float, high: Float, mean: Float) -> float:
     outside, inside = float(mean[lines - 1]), float(mean[lines + 1])
     share = (float(mean[lines]) - outside) / (inside - outside) if inside - outside > _EVEN else 1.0
     return lines + 1 - min(max(share, 0.0), 1.0)
+
+
+def _between_borders(first: float, after: float) -> Float:
+    """Weights (S, G) that scale what is between; a line that is partly border is taken to be as the next."""
+    weights = scaling(first, after, GRID, SIDE).copy()
+    for mixed, inside in ((int(first), int(first) + 1), (int(after), int(after) - 1)):
+        if mixed not in (first, after):
+            weights[:, inside] += weights[:, mixed]
+            weights[:, mixed] = 0
+    return weights
 
 
 @functools.cache
