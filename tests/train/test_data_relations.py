@@ -178,7 +178,7 @@ def test_a_trace_hardly_depends_on_the_frame_rate(fps: float, films: list[list[F
     assert abs(len(one) - len(two)) <= 1
     count = min(len(one), len(two))
     moves = [motion_of(trace.cells[:count]).ravel() for trace in (one, two)]
-    assert np.corrcoef(*moves)[0, 1] > 0.75
+    assert np.corrcoef(moves[0], moves[1])[0, 1] > 0.75
 
 
 def test_black_borders_are_cut_off_and_dark_scenes_are_not(films: list[list[Frame]]) -> None:
@@ -224,3 +224,11 @@ def test_nothing_is_proposed_of_still_short_or_absent_clips(films: list[list[Fra
     assert traces[3] is None
     assert relations(traces, mirrored=True) == []
     assert relations([]) == []
+
+
+def test_processes_find_the_same(films: list[list[Frame]], monkeypatch: pytest.MonkeyPatch) -> None:
+    traces = [traced(film) for film in films] + [traced(film[10:60]) for film in films]
+    alone = relations(traces)
+    assert [(one.first, one.second) for one in alone] == [(place, place + 9) for place in range(9)]
+    monkeypatch.setattr("train.data.relations._FEW", 1)
+    assert relations(traces, workers=2) == alone

@@ -7,12 +7,8 @@ are a warning, since only eyes can tell for sure. Clips are decoded by processes
 """
 
 import hashlib
-import multiprocessing
 import os
-import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -24,7 +20,6 @@ import numpy.typing as npt
 
 from toolkit.cv import opencv
 from toolkit.errors import UserError
-from toolkit.progress import track
 from toolkit.video import Span
 from train.data.clip import Clip
 from train.data.decode import open_video
@@ -33,6 +28,7 @@ from train.data.index import Dataset
 from train.data.likeness import DISTANCE, Look, look_of, pairs
 from train.data.opening import read_stills
 from train.data.relations import Relation, described, relations
+from train.data.spread import spread
 from train.data.trace import GRID, Trace, Tracer
 
 __all__ = ["ADVICE", "WARNINGS", "Problem", "Report", "check"]
@@ -104,7 +100,8 @@ def check(
     Raises:
         UserError: a worker died.
     """
-    seen = list(_examined(data.clips, fps, distance > 0, workers or os.cpu_count() or 1))
+    workers = workers or os.cpu_count() or 1
+    seen: list[_Seen] = list(spread(partial(_examine, fps=fps, looks=distance > 0), data.clips, "check", workers, _FEW))
     found = list(zip(data.clips, seen, strict=True))
     problems = [Problem("broken", one.wrong, (clip.name,)) for clip, one in found if one.wrong]
     for clip, one in found:
@@ -113,23 +110,9 @@ def check(
             problems.append(Problem("short", what, (clip.name,)))
     good = [(clip, one) for clip, one in found if not one.wrong]
     problems += _copies(good)
-    problems += _near_copies(good, distance, mirrored)
+    problems += _near_copies(good, distance, mirrored, workers)
     problems += _leaking_groups(data.clips)
     return Report(sum(one.frames for one in seen), tuple(problems))
-
-
-def _examined(clips: Sequence[Clip], fps: float, looks: bool, workers: int) -> Iterator[_Seen]:
-    look = partial(_examine, fps=fps, looks=looks)
-    if workers == 1 or len(clips) < _FEW:
-        yield from track(map(look, clips), "check", len(clips))
-        return
-    context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        try:
-            chunk = max(1, min(16, len(clips) // (4 * workers)))
-            yield from track(pool.map(look, clips, chunksize=chunk), "check", len(clips))
-        except BrokenProcessPool as error:
-            raise UserError("a worker died while decoding: run with --workers 1 to see at which video") from error
 
 
 def _examine(clip: Clip, fps: float, looks: bool) -> _Seen:
@@ -225,7 +208,9 @@ def _copies(good: Sequence[tuple[Clip, _Seen]]) -> Iterator[Problem]:
             yield Problem("label", f"{' = '.join(names)}: {same}, labels {' and '.join(labels)}", names)
 
 
-def _near_copies(good: Sequence[tuple[Clip, _Seen]], distance: float, mirrored: bool) -> Iterator[Problem]:
+def _near_copies(
+    good: Sequence[tuple[Clip, _Seen]], distance: float, mirrored: bool, workers: int
+) -> Iterator[Problem]:
     """Clips that look the same, or partly, though no frame of them is: a leak if in two splits, else a warning."""
     told = set()
     for pair in pairs([one.look for _, one in good], distance, mirrored):
@@ -234,7 +219,7 @@ def _near_copies(good: Sequence[tuple[Clip, _Seen]], distance: float, mirrored: 
         yield from _near_copy(good[pair.first], good[pair.second], how)
     if distance <= 0:
         return
-    for relation in relations([one.trace for _, one in good], distance, mirrored):
+    for relation in relations([one.trace for _, one in good], distance, mirrored, workers):
         first, second = good[relation.first], good[relation.second]
         if (relation.first, relation.second) in told or _allowed(first[0], second[0]):
             continue

@@ -11,6 +11,7 @@ Shapes: K cells, S side.
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from toolkit.progress import track
 from train.data.likeness import DISTANCE
 from train.data.neighbours import bits_apart, near_codes
+from train.data.spread import spread
 from train.data.trace import LAG, LEAST_MOTION, SIDE, STEP_S, Coded, Trace, code, motion_of, scaling
 
 __all__ = ["Relation", "described", "relations"]
@@ -44,6 +46,11 @@ _KINDS, _SHIFTS = 4, 1 << 21
 
 Float = npt.NDArray[np.float32]
 Window = tuple[int, int, int, int]
+#: first, second, mirrored, shifts that are worth a look.
+_Proposal = tuple[int, int, bool, list[int]]
+_Job = tuple[Trace, Trace, list[int]]
+#: Alignments that are not worth processes.
+_FEW = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,24 +93,44 @@ class _Match:
     window: Window = (0, 0, 0, 0)
 
 
-def relations(traces: Sequence[Trace | None], distance: float = DISTANCE, mirrored: bool = False) -> list[Relation]:
+def relations(
+    traces: Sequence[Trace | None], distance: float = DISTANCE, mirrored: bool = False, workers: int = 1
+) -> list[Relation]:
     """Every two clips nearer than ``distance`` in some part, with parts of their mirror images too if asked."""
     found: dict[tuple[int, int], Relation] = {}
-    for first, second, turned, shifts in track(list(_proposed(traces, mirrored)), "align"):
-        one, two = traces[first], traces[second]
-        assert one is not None and two is not None  # noqa: PT018
-        match = best(one, two.mirror if turned else two, shifts)
+    jobs = _Jobs(traces, list(_proposed(traces, mirrored)))
+    for job, match in zip(jobs.proposed, spread(_matched, jobs, "align", workers, _FEW), strict=True):
         if match is None:
             continue
-        relation = _relation(first, second, one, two, match, turned)
-        known = found.get((first, second))
-        if relation.distance < distance and (known is None or relation.distance < known.distance):
-            found[first, second] = relation
+        relation = _relation(job, traces, match)
+        key = relation.first, relation.second
+        if relation.distance < min(distance, found[key].distance if key in found else distance):
+            found[key] = relation
     return [relation for _, relation in sorted(found.items())]
 
 
-def _proposed(traces: Sequence[Trace | None], mirrored: bool) -> Iterator[tuple[int, int, bool, list[int]]]:
-    """(first, second, mirrored, shifts that are worth a look)."""
+class _Jobs(Sequence[_Job]):
+    """Two traces and their shifts for each proposal, made when asked for."""
+
+    def __init__(self, traces: Sequence[Trace | None], proposed: list[_Proposal]) -> None:
+        self.proposed, self._traces = proposed, traces
+
+    def __len__(self) -> int:
+        return len(self.proposed)
+
+    def __getitem__(self, place: Any) -> Any:
+        first, second, turned, shifts = self.proposed[place]
+        one, two = self._traces[first], self._traces[second]
+        assert one is not None and two is not None  # noqa: PT018
+        return one, two.mirror if turned else two, shifts
+
+
+def _matched(job: _Job) -> _Match | None:
+    return best(*job)
+
+
+def _proposed(traces: Sequence[Trace | None], mirrored: bool) -> Iterator[_Proposal]:
+    """Pairs that are worth aligning."""
     variants = _variants(traces, mirrored)
     keys = _votes(variants, len(traces))
     looked: dict[tuple[int, int, bool], list[tuple[float, int]]] = {}
@@ -275,7 +302,10 @@ def _moved(window: Window, side: int, move: int) -> Window:
     return sides[0], sides[1], sides[2], sides[3]
 
 
-def _relation(first: int, second: int, one: Trace, two: Trace, match: _Match, turned: bool) -> Relation:
+def _relation(proposal: _Proposal, traces: Sequence[Trace | None], match: _Match) -> Relation:
+    first, second, turned, _ = proposal
+    one, two = traces[first], traces[second]
+    assert one is not None and two is not None  # noqa: PT018
     return Relation(
         first, second, _distance(match), match.shift * STEP_S, match.shared * STEP_S,
         min(match.shared / len(one), match.shared / len(two)) < 0.9, any(match.window),
