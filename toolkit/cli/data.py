@@ -51,7 +51,8 @@ def data_check(
 ) -> None:  # fmt: skip
     """Decode every clip: unreadable, too short and duplicate videos, leaks between splits; exit code 2 if any.
 
-    Clips that look the same, such as re-encoded copies, are a warning within a split and a leak between two.
+    Clips that look the same, such as re-encoded, trimmed or cropped copies, are a warning within a split and a leak
+    between two.
 
     Example: **vidon data check clips/ --frames 16**
     """

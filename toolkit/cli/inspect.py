@@ -1,8 +1,11 @@
 """What ``vidon data check`` and ``vidon devices`` tell."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.recipe import DataConfig
+
+if TYPE_CHECKING:
+    from train.data.check import Problem
 
 __all__ = ["check_data", "list_devices"]
 
@@ -32,8 +35,18 @@ def check_data(
     rows = {kind: [problem.text for problem in report.of(kind)] for kind in ADVICE}
     return {"ok": report.good, "clips": len(data.clips), "frames": report.frames, "counts": counts,
             "broken": rows["broken"], "short": rows["short"], "duplicates": rows["duplicate"],
-            "near_duplicates": rows["near-duplicate"], "same_names": rows["same-name"],
-            "labels": rows["label"], "leaks": rows["leak"], "text": "\n".join(lines)}  # fmt: skip
+            "near_duplicates": rows["near-duplicate"], "relations": _relations(report.problems),
+            "same_names": rows["same-name"], "labels": rows["label"], "leaks": rows["leak"], "text": "\n".join(lines)}  # fmt: skip
+
+
+def _relations(problems: "tuple[Problem, ...]") -> list[dict[str, Any]]:
+    """How near copies are made of each other: the clips' names, and the fields of ``train.data.relations.Relation``."""
+    from dataclasses import asdict
+
+    return [
+        asdict(problem.relation) | {"first": problem.clips[0], "second": problem.clips[1]}
+        for problem in problems if problem.relation
+    ]  # fmt: skip
 
 
 def list_devices() -> dict[str, Any]:

@@ -1,18 +1,14 @@
 """Look at every clip before training: what cannot be read, is too short, is there twice, or leaks between splits.
 
-Copies are found by two hashes: of the bytes of the clip, and of what its frames show (each scaled to 32x32 grey), which
+Copies are found by two hashes: of the bytes of the clip, and of what its frames show (each scaled to 64x64 grey), which
 a copy in another container shares. Re-encoded copies differ in both; they are near in what they look like
-(``train.data.likeness``), and are a warning, since only eyes can tell for sure. Clips are decoded by processes side by
-side.
+(``train.data.likeness``), and trimmed, cropped or mirrored ones in what moves in them (``train.data.relations``). Both
+are a warning, since only eyes can tell for sure. Clips are decoded by processes side by side.
 """
 
 import hashlib
-import multiprocessing
 import os
-import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -21,17 +17,20 @@ from typing import Any
 
 import av
 import numpy as np
+import numpy.typing as npt
 
 from toolkit.cv import opencv
 from toolkit.errors import UserError
-from toolkit.progress import track
 from toolkit.video import Span
 from train.data.clip import Clip
 from train.data.decode import open_video
 from train.data.formats.shards import read_member
 from train.data.index import Dataset
-from train.data.likeness import DISTANCE, SIDE, Look, look_of, pairs
+from train.data.likeness import DISTANCE, Look, look_of, pairs
 from train.data.opening import read_stills
+from train.data.relations import Relation, described, relations
+from train.data.spread import spread
+from train.data.trace import GRID, Trace, Tracer
 
 __all__ = ["ADVICE", "WARNINGS", "Problem", "Report", "check"]
 
@@ -54,23 +53,25 @@ _AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What one clip is: frames and pictures it has, its two hashes, its look; or what is wrong with it."""
+    """What one clip is: frames and pictures it has, its two hashes, its look and trace; or what is wrong."""
 
     frames: int = 0
     pictures: int = 0
     file: str = ""
     content: str = ""
     look: Look | None = None
+    trace: Trace | None = None
     wrong: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """kind: a key of ``ADVICE``; text: one line that names the clips."""
+    """kind: a key of ``ADVICE``; text: one line that names the clips; relation: how one is made of the other."""
 
     kind: str
     text: str
     clips: tuple[str, ...]
+    relation: Relation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,8 @@ def check(
     Raises:
         UserError: a worker died.
     """
-    seen = list(_examined(data.clips, fps, distance > 0, workers or os.cpu_count() or 1))
+    workers = workers or os.cpu_count() or 1
+    seen: list[_Seen] = list(spread(partial(_examine, fps=fps, looks=distance > 0), data.clips, "check", workers, _FEW))
     found = list(zip(data.clips, seen, strict=True))
     problems = [Problem("broken", one.wrong, (clip.name,)) for clip, one in found if one.wrong]
     for clip, one in found:
@@ -110,24 +112,10 @@ def check(
             problems.append(Problem("short", what, (clip.name,)))
     good = [(clip, one) for clip, one in found if not one.wrong]
     problems += _copies(good)
-    problems += _near_copies(good, distance, mirrored)
+    problems += _near_copies(good, distance, mirrored, workers)
     problems += _leaking_groups(data.clips)
     problems += _leaking_names(good)
     return Report(sum(one.frames for one in seen), tuple(problems))
-
-
-def _examined(clips: Sequence[Clip], fps: float, looks: bool, workers: int) -> Iterator[_Seen]:
-    look = partial(_examine, fps=fps, looks=looks)
-    if workers == 1 or len(clips) < _FEW:
-        yield from track(map(look, clips), "check", len(clips))
-        return
-    context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        try:
-            chunk = max(1, min(16, len(clips) // (4 * workers)))
-            yield from track(pool.map(look, clips, chunksize=chunk), "check", len(clips))
-        except BrokenProcessPool as error:
-            raise UserError("a worker died while decoding: run with --workers 1 to see at which video") from error
 
 
 def _examine(clip: Clip, fps: float, looks: bool) -> _Seen:
@@ -146,34 +134,54 @@ def _video(clip: Clip, fps: float, looks: bool) -> _Seen:
         if clip.path.is_file():
             clip.path.open("rb").close()  # forbidden files are told apart from damaged ones
     source = clip.path if clip.member is None else read_member(clip.path, clip.member)
-    hashed, seen, times_s = hashlib.sha256(), [], []
+    hashed, shown = hashlib.sha256(), _Shown()
     scaler = av.video.reformatter.VideoReformatter()
     with open_video(source, clip.name) as video:
         pictures = video.ticks(fps, clip.span)
         for stamp_s, frame in video.between(clip.span):
-            small = scaler.reformat(frame, width=SIDE, height=SIDE, format="gray", threads=1).to_ndarray()
+            small = scaler.reformat(frame, width=GRID, height=GRID, format="gray", threads=1).to_ndarray()
             turns = round(frame.rotation / 90) % 4
             hashed.update(small.tobytes())
             hashed.update(bytes([turns]))
-            times_s.append(stamp_s)
-            if looks:
-                seen.append(np.rot90(small, turns))
-    if not times_s:
+            shown.add(np.rot90(small, turns) if looks else None, stamp_s)
+    if not shown.times_s:
         raise UserError(f"video {clip.name} holds no frame: it is empty or truncated; re-encode or remove it")
-    look = look_of(np.stack(seen), times_s) if looks else None
-    return _Seen(len(times_s), pictures, _file_hash(source, clip.span), hashed.hexdigest(), look)
+    content = hashed.hexdigest()
+    return _Seen(len(shown.times_s), pictures, _file_hash(source, clip.span), content, *shown.done())
 
 
 def _stills(clip: Clip, fps: float, looks: bool) -> _Seen:
-    """Frames as picture files: the hash is of their pixels."""
-    cv2, hashed, seen = opencv(), hashlib.sha256(), []
+    """Frames as picture files, one a tick: the hash is of their pixels."""
+    cv2, hashed, shown = opencv(), hashlib.sha256(), _Shown()
     for start in range(0, clip.pictures, _AT_ONCE):
         for frame in read_stills(clip, range(start, min(start + _AT_ONCE, clip.pictures))):
             hashed.update(frame.tobytes())
-            small = cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-            seen.append(np.asarray(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), np.uint8))
-    look = look_of(np.stack(seen), range(len(seen))) if looks else None
-    return _Seen(len(seen), len(seen), hashed.hexdigest(), hashed.hexdigest(), look)
+            small = cv2.resize(frame, (GRID, GRID), interpolation=cv2.INTER_AREA) if looks else None
+            grey = None if small is None else np.asarray(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), np.uint8)
+            shown.add(grey, len(shown.times_s) / fps)
+    content, count = hashed.hexdigest(), len(shown.times_s)
+    return _Seen(count, count, content, content, *shown.done())
+
+
+class _Shown:
+    """What was shown when: makes the look and the trace of a clip from its frames."""
+
+    def __init__(self) -> None:
+        self.times_s: list[float] = []
+        self._small: list[npt.NDArray[np.uint8]] = []
+        self._tracer = Tracer()
+
+    def add(self, frame: npt.NDArray[np.uint8] | None, time_s: float) -> None:
+        """A frame of 64x64 grey; without it, it is only counted."""
+        self.times_s.append(time_s)
+        if frame is not None:
+            half = frame.reshape(GRID // 2, 2, GRID // 2, 2).mean((1, 3), dtype=np.float32)
+            self._small.append(np.rint(half).astype(np.uint8))
+            self._tracer.add(frame, time_s)
+
+    def done(self) -> tuple[Look | None, Trace | None]:
+        """Neither without frames."""
+        return (look_of(np.stack(self._small), self.times_s), self._tracer.done()) if self._small else (None, None)
 
 
 def _file_hash(source: Any, span: Span) -> str:
@@ -203,21 +211,43 @@ def _copies(good: Sequence[tuple[Clip, _Seen]]) -> Iterator[Problem]:
             yield Problem("label", f"{' = '.join(names)}: {same}, labels {' and '.join(labels)}", names)
 
 
-def _near_copies(good: Sequence[tuple[Clip, _Seen]], distance: float, mirrored: bool) -> Iterator[Problem]:
-    """Clips that look the same though no frame of them is: a leak if they are in two splits, else a warning."""
+def _near_copies(
+    good: Sequence[tuple[Clip, _Seen]], distance: float, mirrored: bool, workers: int
+) -> Iterator[Problem]:
+    """Clips that look the same, or partly, though no frame of them is: a leak if in two splits, else a warning."""
+    told = set()
     for pair in pairs([one.look for _, one in good], distance, mirrored):
-        (one, first), (two, second) = good[pair.first], good[pair.second]
-        if first.content == second.content:
-            continue
+        told.add((pair.first, pair.second))
         how = "look the same" + (" mirrored" if pair.mirrored else "") + f" (distance {pair.distance:.3f})"
-        what = f"{one.name} ~ {two.name}: {how}" + (
-            "" if one.label == two.label else f", labels {' and '.join(sorted((one.label, two.label)))}"
-        )
-        if one.split != two.split:
-            where = " and ".join(sorted((one.split, two.split)))
-            yield Problem("leak", f"{what} in {where}", (one.name, two.name))
-        else:
-            yield Problem("near-duplicate", what, (one.name, two.name))
+        yield from _near_copy(good[pair.first], good[pair.second], how)
+    if distance <= 0:
+        return
+    for relation in relations([one.trace for _, one in good], distance, mirrored, workers):
+        first, second = good[relation.first], good[relation.second]
+        if (relation.first, relation.second) in told or _allowed(first[0], second[0]):
+            continue
+        yield from _near_copy(first, second, described(relation), relation)
+
+
+def _allowed(one: Clip, two: Clip) -> bool:
+    """Parts of one file may overlap as they please within a split."""
+    return one.split == two.split and not one.pictures and (one.path, one.member) == (two.path, two.member)
+
+
+def _near_copy(
+    first: tuple[Clip, _Seen], second: tuple[Clip, _Seen], how: str, relation: Relation | None = None
+) -> Iterator[Problem]:
+    (one, _), (two, _) = first, second
+    if first[1].content == second[1].content:
+        return  # told before
+    names, what = (
+        (one.name, two.name),
+        f"{one.name} ~ {two.name}: {how}"
+        + ("" if one.label == two.label else f", labels {' and '.join(sorted((one.label, two.label)))}"),
+    )
+    if one.split != two.split:
+        what = f"{what} in {' and '.join(sorted((one.split, two.split)))}"
+    yield Problem("near-duplicate" if one.split == two.split else "leak", what, names, relation)
 
 
 def _leaking_groups(clips: Sequence[Clip]) -> Iterator[Problem]:
