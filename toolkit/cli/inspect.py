@@ -36,7 +36,8 @@ def check_data(
     return {"ok": report.good, "clips": len(data.clips), "frames": report.frames, "counts": counts,
             "broken": rows["broken"], "short": rows["short"], "duplicates": rows["duplicate"],
             "near_duplicates": rows["near-duplicate"], "relations": _relations(report.problems),
-            "same_names": rows["same-name"], "labels": rows["label"], "leaks": rows["leak"], "text": "\n".join(lines)}  # fmt: skip
+            "same_names": rows["same-name"], "labels": rows["label"], "leaks": rows["leak"],
+            "text": "\n".join(lines)}  # fmt: skip
 
 
 def _relations(problems: "tuple[Problem, ...]") -> list[dict[str, Any]]:
