@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from deploy.answers import DetectedBoxes, SmoothedAnswer
 from deploy.capture import Grabbed, Source, open_source
 from deploy.overlay import Overlay, Scene
@@ -22,7 +24,7 @@ from deploy.sinks import Look, Sink, VideoSink
 from deploy.stages import StageClock, StageTiming
 from toolkit.bundle import Bundle
 from toolkit.contract import Session
-from toolkit.errors import BundleError, UnavailableDevice, UserError
+from toolkit.errors import BundleError, ParityError, UnavailableDevice, UserError
 from toolkit.preprocess import FrameSampler
 
 __all__ = ["CameraOptions", "CameraSummary", "run_camera"]
@@ -92,6 +94,7 @@ def run_camera(
         UserError: the source does not open, or a sink cannot work.
         UnavailableDevice: a live source stopped; outputs are finished first.
         BundleError: the bundle's labels or preprocessing do not fit its model.
+        ParityError: the model answers with no numbers.
     """
     options = options or CameraOptions()
     _check(bundle, session, source, sinks, options)
@@ -206,6 +209,8 @@ class _Loop:
             with self.clock.time("infer"):
                 logits_BK = self.session.step(frame_BCHW)
             with self.clock.time("postprocess"):
+                if not np.isfinite(logits_BK).all():  # the stream state is spoilt too: nothing after this is an answer
+                    raise ParityError(f"{self.artefact} answers with no numbers (NaN): run  vidon verify  here")
                 self.answer.add(logits_BK[0])
         self.steps += count
 

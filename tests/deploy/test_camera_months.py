@@ -1,5 +1,6 @@
 """What a camera that runs for months meets: long memories, slow light, silences, passwords, hours on the clock."""
 
+import io
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,8 +11,11 @@ import pytest
 from deploy.camera import CameraOptions, CameraSummary, _Loop, run_camera
 from deploy.capture import Grabbed, _without_password
 from deploy.overlay import clock_text
+from deploy.sinks import EventSink
 from deploy.stages import KEPT, StageClock
 from tests.deploy.cameras import BrightnessSession, make_bundle, picture, write_video
+from toolkit.contract import Array
+from toolkit.errors import ParityError
 
 
 class _Scripted:
@@ -91,3 +95,19 @@ def test_the_clock_never_shows_sixty_seconds(seconds: float, text: str) -> None:
 )
 def test_no_password_of_an_address_is_shown(url: str, shown: str) -> None:
     assert _without_password(url) == shown
+
+
+class _Spoilt(BrightnessSession):
+    """Answers from the fifth step on are no numbers, as of a device that has lost its mind."""
+
+    def step(self, frame_BCHW: Array) -> Array:
+        answer = super().step(frame_BCHW)
+        return answer if len(self.seen) < 5 else np.full_like(answer, np.nan)
+
+
+def test_answers_that_are_no_numbers_end_the_loop_and_are_never_written(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    with pytest.raises(ParityError, match="double-fp32 answers with no numbers"):
+        run_camera(str(write_video(tmp_path / "v.avi")), make_bundle(), _Spoilt(), [EventSink(stream)])
+    assert len(stream.getvalue().splitlines()) == 4
+    assert "NaN" not in stream.getvalue()
