@@ -117,7 +117,7 @@ CASES: tuple[Case, ...] = (
     Case("videos without class folders", "check", 2, "1 videos lie in no class folder",
          lambda folder: video(folder / "data" / "x.mp4", 0).parent),
     Case("class folders and a tar", "check", 2, "looks like shards and like folders", ambiguous),
-    Case("unknown format", "check", 2, "data.format: Input should be", good, ("--format", "kinetic")),
+    Case("unknown format", "check", 2, "unknown format 'kinetic'.*'kinetics'", good, ("--format", "kinetic")),
     Case("CSV without the label column", "check", 2, r"no column 'label' \(did you mean 'lable'",
          table("path,lable\nx,a\n")),
     Case("CSV without a label in a line", "check", 2, "line 3: path or label is empty", table("path,label\nx,a\ny,\n")),
