@@ -2,25 +2,23 @@
 
 Three steps, each over what the one before left. Codes of single moments (``train.data.trace``) that nearly agree,
 found by sorting, propose where two clips may be aligned; the codes of all moments they would share decide whether
-that is worth a look; then the motion itself is correlated over the shared time, at shifts of half a cell, and in the
-window of one picture in which the background and the motion of the other fit best. So no two clips are
-compared that do not share a moment, and two moments before one static camera share the background but no motion.
-Shapes: K cells, S side.
+that is worth a look; then the motion itself is correlated (``train.data.alignment``). So no two clips are compared
+that do not share a moment, and two moments before one static camera share the background but no motion.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from toolkit.progress import track
+from train.data.alignment import LEAST_MOVES, Match, best, distance_of
 from train.data.likeness import DISTANCE
 from train.data.neighbours import bits_apart, near_codes
 from train.data.spread import spread
-from train.data.trace import LAG, LEAST_MOTION, SIDE, STEP_S, Coded, Trace, code, motion_of, scaling
+from train.data.trace import LAG, STEP_S, Coded, Trace, code, motion_of
 
 __all__ = ["Relation", "described", "relations"]
 
@@ -28,24 +26,10 @@ __all__ = ["Relation", "described", "relations"]
 _APART, _MEAN_APART = 16, 16.0
 #: Moments that must agree on how two clips are aligned.
 _LEAST_VOTES = 3
-#: Cells that must be shared, by whole pictures and by windows, and of them those in which something moves.
-_LEAST_SHARED, _LEAST_SHARED_CROPPED, _LEAST_MOVES = 7, 10, 5
 #: Share of each side that is cut off a clip's middle, whose codes find crops.
 _MARGIN = 0.05
-#: Percent of each side that a crop may have lost.
-_MOST_CROPPED = 15
-#: Windows from which the search starts: crops at the centre and towards each corner.
-_STARTS = ((4, 4, 4, 4), (8, 0, 8, 0), (8, 0, 0, 8), (0, 8, 8, 0), (0, 8, 0, 8))
-#: How alike the backgrounds must be, of whole pictures and of windows, which are made to be alike.
-_LEAST_STILL, _LEAST_STILL_CROPPED = 0.94, 0.98
-#: So much more the motion of windows must agree than that of whole pictures.
-_STRICTER = 1.25
-#: Percent: a window that cuts off no more than this on any side is the whole picture.
-_HARDLY = 1
 _KINDS, _SHIFTS = 4, 1 << 21
 
-Float = npt.NDArray[np.float32]
-Window = tuple[int, int, int, int]
 #: first, second, mirrored, shifts that are worth a look.
 _Proposal = tuple[int, int, bool, list[int]]
 _Job = tuple[Trace, Trace, list[int]]
@@ -81,18 +65,6 @@ def described(relation: Relation) -> str:
     return f"{how}{', mirrored' if relation.mirrored else ''} (distance {relation.distance:.3f})"
 
 
-@dataclass(frozen=True, slots=True)
-class _Match:
-    """How well motion and background agree, -1 to 1, and where: ``shift`` in cells."""
-
-    motion: float
-    still: float
-    shift: float
-    shared: int
-    moves: int
-    window: Window = (0, 0, 0, 0)
-
-
 def relations(
     traces: Sequence[Trace | None], distance: float = DISTANCE, mirrored: bool = False, workers: int = 1
 ) -> list[Relation]:
@@ -125,7 +97,7 @@ class _Jobs(Sequence[_Job]):
         return one, two.mirror if turned else two, shifts
 
 
-def _matched(job: _Job) -> _Match | None:
+def _matched(job: _Job) -> Match | None:
     return best(*job)
 
 
@@ -164,7 +136,7 @@ def _votes(variants: dict[int, list[Coded | None]], clips: int) -> npt.NDArray[n
     for variant, rows in variants.items():
         for place, row in enumerate(rows):
             moves = np.flatnonzero(row.moves) if row is not None else np.empty(0, np.int64)
-            if row is not None and len(moves) >= _LEAST_MOVES:
+            if row is not None and len(moves) >= LEAST_MOVES:
                 owners.append(np.full(len(moves), place))
                 kinds.append(np.full(len(moves), variant))
                 cells.append(moves)
@@ -194,120 +166,17 @@ def _mean_apart(left: Coded | None, right: Coded | None, shift: int) -> float | 
         return None
     begin, end = max(0, -shift), min(len(right.codes), len(left.codes) - shift)
     moves = left.moves[begin + shift : end + shift] & right.moves[begin:end]
-    if np.count_nonzero(moves) < _LEAST_MOVES:
+    if np.count_nonzero(moves) < LEAST_MOVES:
         return None
     return float(bits_apart(left.codes[begin + shift : end + shift], right.codes[begin:end])[moves].mean())
 
 
-def best(one: Trace, two: Trace, shifts: Sequence[int]) -> _Match | None:
-    """The best alignment near one of ``shifts``: of the whole pictures, else of a window of one; None if none fits."""
-    whole = _aligned(one, two, shifts)
-    if whole is not None and _distance(whole) < DISTANCE:
-        return whole
-    found = [whole] if whole is not None else []
-    for ours, theirs, sign in ((one, two, 1), (two, one, -1)):
-        window = _registered(ours.still, theirs.still)
-        if max(window) <= _HARDLY or _fit(ours.still, theirs.still, window) < _LEAST_STILL:
-            continue
-        match = _aligned(_smoothed(ours, window), _smoothed(theirs), [sign * shift for shift in shifts])
-        if match is not None:
-            found.append(replace(match, shift=sign * match.shift, window=window))
-    return min(found, key=_distance, default=None)
-
-
-def _aligned(one: Trace, two: Trace, shifts: Sequence[int]) -> _Match | None:
-    """The best of the shifts within a cell of those given, by halves of cells."""
-    best: _Match | None = None
-    for shift, half in {(shift + half // 2, half % 2) for shift in shifts for half in range(-2, 4)}:
-        shared = _shared(one, two, shift, half)
-        if shared is None:
-            continue
-        ours, theirs = motion_of(shared[0]), motion_of(shared[1])
-        motion = _likeness(ours, theirs)
-        if best is None or motion > best.motion:
-            energy = np.sqrt(np.square(ours).mean((1, 2)) * np.square(theirs).mean((1, 2)))
-            still = _likeness(*(part.mean(0) - part.mean() for part in shared))
-            moves = int(np.count_nonzero(energy > LEAST_MOTION))
-            best = _Match(motion, still, shift + half / 2, len(ours) + LAG, moves)
-    return best
-
-
-def _distance(match: _Match) -> float:
-    """1 (no copy) if the background differs or too little is shared, else how far from one the correlation is."""
-    cropped = any(match.window)
-    still, shared = (_LEAST_STILL_CROPPED, _LEAST_SHARED_CROPPED) if cropped else (_LEAST_STILL, _LEAST_SHARED)
-    if match.still < still or match.shared < shared or match.moves < _LEAST_MOVES:
-        return 1.0
-    return max(0.0, min(1.0, (1 - match.motion) * (_STRICTER if cropped else 1)))
-
-
-def _shared(one: Trace, two: Trace, shift: int, half: int) -> tuple[Float, Float] | None:
-    """The cells that both show, pictures and all, if the second begins ``shift`` and ``half`` halves into the first."""
-    whole, odd = shift + half // 2, half % 2
-    begin, end = max(0, -whole), min(len(two), len(one) - odd - whole)
-    if end - begin < _LEAST_SHARED:
-        return None
-    ours = one.moving[begin + whole : end + whole + odd] * np.float32(one.scale)
-    if odd:
-        ours = (ours[1:] + ours[:-1]) / 2
-    return ours + one.still, two.moving[begin:end] * np.float32(two.scale) + two.still
-
-
-def _likeness(one: Float, two: Float) -> float:
-    return float(np.vdot(one, two) / max(np.sqrt(float(np.vdot(one, one)) * float(np.vdot(two, two))), 1e-9))
-
-
-@functools.cache
-def _kept(begin: int, end: int) -> Float:
-    """Weights that scale what is left without so many percent at both ends to the whole."""
-    return scaling(begin * SIDE / 100, SIDE - end * SIDE / 100, SIDE, SIDE)
-
-
-def _cut(pictures: Float, window: Window) -> Float:
-    """What is left without so many percent at the top, bottom, left and right."""
-    top, bottom, left, right = window
-    return np.asarray(_kept(top, bottom) @ pictures @ _kept(left, right).T, np.float32)
-
-
-def _smoothed(trace: Trace, window: Window = (0, 0, 0, 0)) -> Trace:
-    """The window of a trace, with the fine detail gone that scaling changes."""
-    blur = np.asarray(np.eye(SIDE, k=-1) + 2 * np.eye(SIDE) + np.eye(SIDE, k=1), np.float32)
-    blur /= blur.sum(1, keepdims=True)
-    still, cells = (np.asarray(blur @ _cut(part, window) @ blur.T, np.float32) for part in (trace.still, trace.cells))
-    scale = max(float(np.abs(cells).max()), 1.0) / 127
-    return Trace(still, np.rint(cells / scale).astype(np.int8), scale, trace.borders)
-
-
-def _fit(ours: Float, theirs: Float, window: Window) -> float:
-    cut = _cut(ours, window)
-    return _likeness(cut - cut.mean(), theirs - theirs.mean())
-
-
-def _registered(ours: Float, theirs: Float) -> Window:
-    """The window of the mean picture ``ours`` that is most like ``theirs``, by descent from the best of a few."""
-    best, window = max((_fit(ours, theirs, start), start) for start in _STARTS)
-    for step in (4, 2, 1):
-        for _ in range(6):
-            near = [_moved(window, side, move) for side in range(4) for move in (-step, step)]
-            score, found = max((_fit(ours, theirs, other), other) for other in near)
-            if score <= best:
-                break
-            best, window = score, found
-    return window
-
-
-def _moved(window: Window, side: int, move: int) -> Window:
-    sides = list(window)
-    sides[side] = min(max(sides[side] + move, 0), _MOST_CROPPED)
-    return sides[0], sides[1], sides[2], sides[3]
-
-
-def _relation(proposal: _Proposal, traces: Sequence[Trace | None], match: _Match) -> Relation:
+def _relation(proposal: _Proposal, traces: Sequence[Trace | None], match: Match) -> Relation:
     first, second, turned, _ = proposal
     one, two = traces[first], traces[second]
     assert one is not None and two is not None  # noqa: PT018
     return Relation(
-        first, second, _distance(match), match.shift * STEP_S, match.shared * STEP_S,
+        first, second, distance_of(match), match.shift * STEP_S, match.shared * STEP_S,
         min(match.shared / len(one), match.shared / len(two)) < 0.9, any(match.window),
         bool(np.abs(np.subtract(one.borders, two.borders)).max() > 0.03), turned,
     )  # fmt: skip
