@@ -165,7 +165,7 @@ def read_coco(path: Path, labels: tuple[str, ...] | None = None) -> BoxData:
             raise UserError(f"boxes {path}: category {name!r} was not in training{nearest(name, order)}; "
                             f"the model knows: {', '.join(order)}")  # fmt: skip
     rows = {
-        key: [(_inside(entry, tables.images[key], path), order.index(name))
+        key: [(_inside(entry, _declared(tables, tables.images[key], path), path), order.index(name))
               for name, entry in entries if not entry.get("iscrowd")]
         for key, entries in tables.annotations.items()
     }  # fmt: skip
@@ -185,13 +185,17 @@ def _load(path: Path) -> Any:
     return raw
 
 
-def _inside(entry: dict[str, Any], image: dict[str, Any], path: Path) -> _Corners:
+def _inside(entry: dict[str, Any], size: tuple[int, int] | None, path: Path) -> _Corners:
     left, top, right, bottom = corners(entry, f"boxes {path}")
-    size = _size(image, path)
     if size is not None and (min(left, top) < -_SLACK or right > size[1] + _SLACK or bottom > size[0] + _SLACK):
         raise UserError(f"boxes {path}: annotation {entry.get('id')}: bbox {entry['bbox']} lies outside its picture "
                         f"({size[1]}x{size[0]} pixels)")  # fmt: skip
     return left, top, right, bottom
+
+
+def _declared(tables: Tables, image: dict[str, Any], path: Path) -> tuple[int, int] | None:
+    """The size of an image as the file says it, there or at its video."""
+    return _size(image, path) or _size(tables.videos.get(image.get("video_id"), {}), path)
 
 
 def _size(entry: dict[str, Any], path: Path) -> tuple[int, int] | None:
@@ -206,6 +210,7 @@ def _size(entry: dict[str, Any], path: Path) -> tuple[int, int] | None:
 def _footage(tables: Tables, rows: dict[Any, list[tuple[_Corners, int]]], path: Path) -> tuple[Footage, ...]:
     where = f"boxes {path}"
     frames: dict[Any, dict[int, FrameBoxes]] = {key: {} for key in tables.videos}
+    sizes = {key: _size(row, path) for key, row in tables.videos.items()}
     stills: list[Footage] = []
     for key, image in tables.images.items():
         boxes, home = _stacked(rows[key]), image.get("video_id")
@@ -218,9 +223,12 @@ def _footage(tables: Tables, rows: dict[Any, list[tuple[_Corners, int]]], path: 
             raise UserError(f"{where}: image {key!r} of video {home!r} has no 'frame_index' from 0 on")
         else:
             frames[home][number] = boxes
+            size = _size(image, path)
+            if None not in (size, sizes[home]) and size != sizes[home]:
+                raise UserError(f"{where}: image {key!r} of video {home!r} has another size than the video's others")
+            sizes[home] = sizes[home] or size
     clips = [
-        Footage(path.parent / str(value_of(row, "file_name", where, "videos")), _split(row, path), _size(row, path),
-                known)
+        Footage(path.parent / str(value_of(row, "file_name", where, "videos")), _split(row, path), sizes[key], known)
         for key, row in tables.videos.items()
         if (known := frames[key])
     ]  # fmt: skip

@@ -144,6 +144,7 @@ Change = Callable[[dict[str, Any]], object]
     (lambda raw: raw["images"][0].update(video_id=7), "unknown video_id 7"),
     (lambda raw: raw["videos"][0].update(split="tset"), r"unknown split 'tset' \(did you mean 'test'\?\)"),
     (lambda raw: raw["videos"][0].update(width=-3), "has a bad size"),
+    (lambda raw: raw["images"][1].update(width=2 * COLS), "image 2 of video 1 has another size than the video's"),
 ], ids=str)  # fmt: skip
 def test_a_faulty_file_is_one_clear_line(change: Change, message: str, tmp_path: Path) -> None:
     path = write_boxes(tmp_path, frames=4)
@@ -169,11 +170,29 @@ def test_footage_of_another_size_or_length_is_said(tmp_path: Path) -> None:
         list(read_boxed(wide, PREPROCESS))
     with pytest.raises(UserError, match=r"has 4 frames, its annotations name frame 40"):
         list(read_boxed(long, PREPROCESS))
+    for part, size in (("videos", {}), ("images", {"width": 2 * COLS, "height": ROWS})):
+        for row in raw[part]:
+            row.pop("width", None)
+            row.pop("height", None)
+            row.update(size)
+    path.write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=r"is 80x48 pixels, its annotations are for 160x48"):  # said by images alone
+        list(read_boxed(read_coco(path).footage[0], PREPROCESS))
     with pytest.raises(UserError, match="do not exist"):
         read_coco(tmp_path / "other.json")
     path.write_text("{")
     with pytest.raises(UserError, match="are not readable JSON"):
         read_coco(path)
+
+
+def test_a_box_is_held_against_its_videos_size_and_the_check_refuses_what_training_would(tmp_path: Path) -> None:
+    path = write_boxes(tmp_path, frames=4)
+    assert "frames, 2 classes" in vidon("data", "check", path)[1]
+    raw = json.loads(path.read_text())
+    raw["annotations"][3].update(bbox=[70, 4, 20, 16])  # only the video says that it has 80 columns
+    path.write_text(json.dumps(raw))
+    said = refused("data", "check", path)
+    assert "annotation 4: bbox [70, 4, 20, 16] lies outside its picture (80x48 pixels)" in said
 
 
 def test_still_pictures_are_footage_of_one_frame(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_numbered_files_in_each_folder_are_no_leak(tmp_path: Path) -> None:
     code, out, _ = vidon("data", "check", tmp_path, "--distance", "0", "--json")
     found = json.loads(out)
     assert (code, found["ok"], found["leaks"]) == (0, True, [])
-    assert found["same_names"] == ["1 file names are in two splits, their videos differ: 000"]
+    assert found["same_names"] == ["names in two splits, whose videos of one class differ: 000 (1 in all)"]
 
 
 def test_a_group_that_a_list_names_leaks_whatever_its_files_are_called(tmp_path: Path) -> None:

@@ -48,6 +48,14 @@ def test_every_shipped_recipe_is_valid_and_can_be_planned(name: str, tmp_path: P
     assert all(row["memory_mib"] > 0 and row["steps"] > 0 and row["forward_gflops"] > 0 for row in rows)
 
 
+def test_a_recipe_on_the_footage_of_vidon_trains_wherever_it_is_saved(tmp_path: Path) -> None:
+    (tmp_path / "my.toml").write_text(_vidon("train", "recipe", "detection")[1])
+    root = load_recipe(tmp_path / "my.toml").data.root
+    assert root.is_absolute()
+    assert root.name == "boxes.json"
+    assert root.is_file()
+
+
 def test_the_list_names_every_recipe_and_what_it_is_for() -> None:
     code, text, _ = _vidon("train", "recipes")
     assert code == 0

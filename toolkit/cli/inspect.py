@@ -18,11 +18,14 @@ def check_data(
 
     ``distance`` and ``mirrored`` as in ``train.data.check.check``.
     """
+    from toolkit.coco import read_coco
     from train.data.check import ADVICE, check
     from train.data.index import index_data
     from train.data.likeness import DISTANCE
 
     data = index_data(config)
+    if config.root.suffix == ".json" and any(clip.annotated for clip in data.clips):
+        read_coco(config.root)  # what a detector's training would refuse
     report = check(data, fps, frames, workers, DISTANCE if distance is None else distance, mirrored)
     counts = data.counts()
     lines = [f"{config.root}: {len(data.clips)} clips, {report.frames} frames, {len(data.labels)} classes"]

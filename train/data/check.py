@@ -261,22 +261,23 @@ def _leaking_groups(clips: Sequence[Clip]) -> Iterator[Problem]:
 
 
 def _leaking_names(good: Sequence[tuple[Clip, _Seen]]) -> Iterator[Problem]:
-    """Files of one name in two splits: a leak if they show the same, else (000.mp4 in each folder) one warning."""
-    named: dict[str, list[tuple[Clip, _Seen]]] = {}
+    """Files of one class and name in two splits: a leak if they show the same, else one warning for all."""
+    named: dict[tuple[str, str], list[tuple[Clip, _Seen]]] = {}
     for clip, one in good:
         if clip.lone:
-            named.setdefault(PurePosixPath(clip.group).name, []).append((clip, one))
+            named.setdefault((PurePosixPath(clip.group).name, clip.label), []).append((clip, one))
     apart = []
-    for name, found in sorted(named.items()):
+    for (name, _), found in sorted(named.items()):
         places = [{clip.split for clip, one in found if one.content == content} for content in _contents(found)]
         if straddling := {split for place in places if len(place) > 1 for split in place}:
             names = tuple(clip.name for clip, _ in found)
             yield Problem("leak", f"group {name} is in {' and '.join(sorted(straddling))}", names)
         elif len({clip.split for clip, _ in found}) > 1:
             apart.append(name)
-    if apart:
-        shown = ", ".join(apart[:3]) + (", ..." if len(apart) > 3 else "")
-        yield Problem("same-name", f"{len(apart)} file names are in two splits, their videos differ: {shown}", ())
+    if shared := sorted(set(apart)):
+        shown = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
+        what = f"names in two splits, whose videos of one class differ: {shown} ({len(shared)} in all)"
+        yield Problem("same-name", what, ())
 
 
 def _contents(found: Sequence[tuple[Clip, _Seen]]) -> set[str]:

@@ -146,6 +146,8 @@ def _train(
     task = detection_of(model, data.labels, recipe)
     videos = load_boxed(data.split("train"), preprocess, "decode train", _lesson(recipe, data))
     has_val = any(part.split == "val" for part in data.footage)
+    if not has_val and is_main():
+        note(f"boxes {data.path} have no video of split 'val': nothing chooses the weights")
     val = load_boxed(data.split("val"), preprocess, "decode val") if has_val else []
     validate = _validator(model, task, val, preprocess) if val else None
     windows: Windows | FeatureWindows = Windows(videos, recipe.data.frames)
