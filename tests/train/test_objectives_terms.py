@@ -7,8 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.train.test_objectives import CLIP, Cnn, batch_of, some_clips, vit
+from toolkit.preprocess import Preprocess
+from toolkit.recipe import TeacherConfig
+from train.models.registry import make_encoder
 from train.objectives import adversarial, autoencoder, contrastive, masked
 from train.objectives.decoder import ClipDecoder, strides
+from train.objectives.features import Encoder
 from train.objectives.views import Strength, strong
 
 PLAIN = Strength(area=1, colour=0, grey=0, blur=0)
@@ -147,6 +151,34 @@ def test_a_perfect_reconstruction_has_no_error_and_a_frozen_one_misses_all_chang
     pixels, change = autoencoder.errors(clip.mean(2, keepdim=True).expand_as(clip), clip)
     assert change.item() == pytest.approx(1.0, abs=0.01)
     assert pixels.item() == pytest.approx(clip.var(2, correction=0).mean().item(), rel=1e-4)
+
+
+def test_still_picture_and_changes_are_made_apart() -> None:
+    torch.manual_seed(0)
+    decoder = ClipDecoder(4, (1, 2, 2), (8, 16, 16), 8, apart=True)
+    latent = torch.randn(3, 4, 1, 2, 2)
+    with torch.no_grad():
+        before = decoder(latent)
+        last = decoder.layers[-1]
+        assert isinstance(last, nn.ConvTranspose3d)
+        last.weight[:, 3:] *= 2
+        after = decoder(latent)
+    torch.testing.assert_close(after.mean(2), before.mean(2))  # no change moves the picture that stays
+    torch.testing.assert_close(torch.diff(after, dim=2), 2 * torch.diff(before, dim=2))  # which never flickers
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_an_untrained_decoder_makes_apart_differs_between_clips_more_than_it_flickers(whole: bool) -> None:
+    torch.manual_seed(0)
+    encoder = make_encoder(TeacherConfig(encoder="r2plus1d", width=0.0625), 2, Preprocess(size=(16, 16)), 8)
+    assert isinstance(encoder, Encoder)
+    config = autoencoder.Config(whole=whole, apart=True, width=16)
+    model = autoencoder.Reconstruction(encoder, config, (3, 8, 16, 16))
+    clips = torch.rand(8, 3, 1, 16, 16).expand(-1, -1, 8, -1, -1) * torch.rand(8, 3, 1, 1, 1)
+    with torch.no_grad():
+        made = model(clips)
+    flicker = torch.diff(made - made.mean(0), dim=2).square().mean()
+    assert made.mean(2).var(0).mean() > 5 * flicker, "an error of changes would teach it to ignore the latent"
 
 
 def _touched(module: nn.Module) -> bool:

@@ -69,7 +69,7 @@ class Adversarial(nn.Module):
     def __init__(self, encoder: Encoder, config: Config, clip: tuple[int, int, int, int]) -> None:
         super().__init__()
         self.config = config
-        self.reconstruction = Reconstruction(encoder, config.latent, config.whole, config.width, clip)
+        self.reconstruction = Reconstruction(encoder, config, clip)
         self.critic = Discriminator(config.critic_width)
 
     def forward(self, clips_BVCTHW: Tensor, generator: torch.Generator, batch: Batch) -> dict[str, Tensor]:

@@ -18,12 +18,16 @@ __all__ = ["Autoencoder", "Config", "Reconstruction", "build", "errors", "unfit"
 
 
 class Config(BaseModel):
-    """``latent``: channels of the latent, at every place of the feature map or, if ``whole``, for the whole clip."""
+    """``latent``: channels of the latent, at every place of the feature map or, if ``whole``, for the whole clip.
+
+    ``apart``: the decoder makes the picture that stays and the changes apart (``ClipDecoder``).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     latent: int = Field(default=32, ge=1)
     whole: bool = False
+    apart: bool = False
     width: int = Field(default=64, ge=8)
     change: float = Field(default=1.0, ge=0)
     coarse: int = Field(default=1, ge=1)
@@ -47,14 +51,14 @@ class Reconstruction(nn.Module):
 
     encoder: Encoder
 
-    def __init__(self, encoder: Encoder, latent: int, whole: bool, width: int, clip: tuple[int, int, int, int]) -> None:
+    def __init__(self, encoder: Encoder, config: Config, clip: tuple[int, int, int, int]) -> None:
         super().__init__()
         borrow(self, encoder)
-        self.whole = whole
-        depth, *places = shape_of(pooled if whole else feature_map, encoder, clip)
+        self.whole = config.whole
+        depth, *places = shape_of(pooled if config.whole else feature_map, encoder, clip)
         t, h, w = places or (1, 1, 1)
-        self.squeeze = nn.Conv3d(depth, latent, 1)
-        self.decoder = ClipDecoder(latent, (t, h, w), (clip[1], clip[2], clip[3]), width)
+        self.squeeze = nn.Conv3d(depth, config.latent, 1)
+        self.decoder = ClipDecoder(config.latent, (t, h, w), (clip[1], clip[2], clip[3]), config.width, config.apart)
 
     def forward(self, clip_BCTHW: Tensor) -> Tensor:
         """Through the latent only."""
@@ -74,7 +78,7 @@ class Autoencoder(nn.Module):
     def __init__(self, encoder: Encoder, config: Config, clip: tuple[int, int, int, int]) -> None:
         super().__init__()
         self.change, self.coarse = config.change, config.coarse
-        self.reconstruction = Reconstruction(encoder, config.latent, config.whole, config.width, clip)
+        self.reconstruction = Reconstruction(encoder, config, clip)
 
     def forward(self, clips_BVCTHW: Tensor, generator: torch.Generator, batch: Batch) -> dict[str, Tensor]:
         """The first clip of each video."""
