@@ -191,3 +191,25 @@ def _mtime(path: Path) -> int:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
         return 0
+
+
+def test_sigterm_to_the_parent_reaches_every_process_at_once_and_the_checkpoint_stays(
+    recipe: Path, tmp_path: Path
+) -> None:
+    """Untold, the processes would train on until they were killed, without a word."""
+    out = tmp_path / "two"
+    command = [sys.executable, "-P", "-m", "toolkit", "finetune", str(recipe), "--processes", "2", "--out", str(out),
+               "--set", "finetune.epochs=5000", "--set", "data.source=memory"]  # fmt: skip
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})  # fmt: skip
+    try:
+        while child.poll() is None and not (out / "checkpoint.safetensors").exists():
+            time.sleep(0.02)
+        child.send_signal(signal.SIGTERM)
+        _, errors = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == 130, errors
+    assert errors.count("interrupted: run the same command again to go on") == 1
+    assert (out / "checkpoint.safetensors").exists()
+    assert not (out / "model.safetensors").exists()

@@ -87,7 +87,8 @@ from train.loop.feed import Feed, Order
 class Failing(Synthetic):
     def known(self, indices): return {}
     def judge(self, batch): pass
-    def draw(self, places, seed, views=1, known=None):
+    def shape(self, videos, views): return videos, views
+    def draw(self, places, seed, views=1, known=None, out=None):
         if torch.distributed.get_rank() == 1 and sizes:
             raise UserError("the second process cannot read its disk")
         return self.batch(places, seed, views)
@@ -110,6 +111,7 @@ for case in (source, Failing()):
     sizes = []
     found.append((run(case, 8 if case is source else 7), sizes))
 (root / f"{rank}.json").write_text(json.dumps(found))
+torch.distributed.destroy_process_group()  # gloo's threads may end the interpreter with an abort otherwise
 """
 
 

@@ -1,7 +1,8 @@
 """Run one command in several processes: each child is the same command with its rank in the environment.
 
 The variables are torchrun's, so on a cluster ``torchrun -m toolkit pretrain ...`` does the same over many machines.
-Only the first process speaks; when one fails the others are stopped, and when this one dies they die too.
+Only the first process speaks; when one fails the others are stopped, and when this one dies they die too. Ctrl-C in a
+terminal reaches all of them by itself; what a service manager sends to this one is passed on.
 """
 
 import os
@@ -11,16 +12,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 import typer
 
 __all__ = ["arguments_of", "in_processes", "spread"]
 
-_GRACE_S, _ALIKE_S = 10.0, 5.0
-_USERS_FAULT = 2  # the exit code of a user's error
+_GRACE_S, _ALIKE_S, _BY_THEMSELVES_S = 10.0, 5.0, 3.0
+_USERS_FAULT, _INTERRUPTED = 2, 130  # the exit codes of a user's error and of an interrupt
 
 
 def arguments_of(command: str, *positional: object, sets: Sequence[str] | None = None, **options: object) -> list[str]:
@@ -51,10 +52,13 @@ def spread(command: Sequence[str], processes: int) -> int:
         port = _free_port()
         children = [_start(command, rank, processes, port, quiet) for rank in range(processes)]
         try:
-            code = _watch(children)
-        except KeyboardInterrupt:
-            _stop(children, signal.SIGINT)
-            return 130
+            with _told_of_sigterm():
+                code = _watch(children)
+        except KeyboardInterrupt as interrupt:
+            if not isinstance(interrupt, _Terminated):
+                _ended(children, _BY_THEMSELVES_S)
+            _stop(children, signal.SIGTERM)
+            return _INTERRUPTED
         if code == _USERS_FAULT:  # mostly everyone's: let the first process say it
             with suppress(subprocess.TimeoutExpired):
                 children[0].wait(_ALIKE_S)
@@ -99,16 +103,41 @@ def _watch(children: "list[subprocess.Popen[bytes]]") -> int:
 
 
 def _stop(children: "list[subprocess.Popen[bytes]]", sent: int) -> None:
+    """Tell all of them first, then wait: one may be waiting for another."""
     for child in children:
         with suppress(ProcessLookupError):
-            if child.poll() is None and sent != signal.SIGINT:  # Ctrl-C reached them already
+            if child.poll() is None:
                 child.send_signal(sent)
+    _ended(children, _GRACE_S)
     for child in children:
-        try:
-            child.wait(_GRACE_S)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        child.kill()
+        child.wait()
+
+
+def _ended(children: "list[subprocess.Popen[bytes]]", within_s: float) -> None:
+    """Wait until all have ended, but no longer than that."""
+    until_s = time.monotonic() + within_s
+    for child in children:
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(max(0.0, until_s - time.monotonic()))
+
+
+class _Terminated(KeyboardInterrupt):
+    """This process was told to end by SIGTERM, of which its children know nothing."""
+
+
+@contextmanager
+def _told_of_sigterm() -> Iterator[None]:
+    """Tell SIGTERM from Ctrl-C, which a terminal sends to the children too."""
+
+    def end(signum: int, frame: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _die_with_parent() -> None:

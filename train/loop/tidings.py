@@ -25,7 +25,8 @@ class Tidings:
 
     def __init__(self) -> None:
         self._told: set[int] = set()
-        self._group = _on_cpu(torch.distributed.group.WORLD)
+        gloo = torch.distributed.get_backend() == "gloo"
+        self._group = None if gloo else _on_cpu(torch.distributed.group.WORLD)
 
     def join(self, batch: Batch, shares: Sequence[int]) -> Batch:
         """The batch with ``indices`` and ``left_out`` of all processes; ``shares`` are the videos of each.
@@ -73,4 +74,4 @@ class Tidings:
 @functools.cache
 def _on_cpu(world: Any) -> Any:
     """A group that talks without the GPUs: reading an answer from one would wait for all that it has to do."""
-    return world if torch.distributed.get_backend(world) == "gloo" else torch.distributed.new_group(backend="gloo")
+    return torch.distributed.new_group(backend="gloo")
