@@ -303,8 +303,8 @@ def rows_of(made: Sequence[Made], found: Sequence[tuple[Made, Made, set[str], st
             hits = sum(all_shots[pair[0].shot].kind == kind for pair in right)
             by_kind.append(f"{hits}/{len(of_kind)}")
         rows.append([name, f"**{len(right) / max(len(copies), 1):.0%}**", *by_kind,
-                     f"{told}/{len(right)}" if kinds else "", false,
-                     f"{len(right) / max(len(right) + false, 1):.1%}"])  # fmt: skip
+                     f"{told}/{len(right)}" if kinds and right else "", false,
+                     f"{len(right) / (len(right) + false):.1%}" if right or false else ""])  # fmt: skip
     words = [f"{all_shots[a.shot].path.name} {all_shots[a.shot].start_s:g} {a.change} ~ {all_shots[b.shot].path.name} "
              f"{all_shots[b.shot].start_s:g} {b.change}: {text}" for a, b, _, text in wrong]  # fmt: skip
     return rows, words
