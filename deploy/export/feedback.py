@@ -14,6 +14,7 @@ import numpy as np
 from deploy.export.litert import SIGNATURE, calibrated
 from deploy.export.ranges import groups_of, shared_ranges, unequal_states
 from deploy.export.step import Feeds
+from deploy.runtimes.stderr_news import without_news
 from toolkit.contract import Contract
 
 __all__ = ["equal_states", "feedback_litert", "state_quantisation"]
@@ -61,7 +62,8 @@ def state_quantisation(path: Path, contract: Contract) -> dict[str, tuple[tuple[
     """(scale, zero-point) of each state at the input and at the output of an int8 file."""
     from ai_edge_litert.interpreter import Interpreter
 
-    runner = Interpreter(model_path=str(path)).get_signature_runner(SIGNATURE)
+    with without_news():
+        runner = Interpreter(model_path=str(path)).get_signature_runner(SIGNATURE)
     inputs, outputs = runner.get_input_details(), runner.get_output_details()
     return {
         state.name: (tuple(inputs[state.name]["quantization"]), tuple(outputs[state.output]["quantization"]))

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from deploy.runtimes import litert_runtime
 from deploy.runtimes.base import Availability, Options, StepSession, check_device
+from deploy.runtimes.stderr_news import without_news
 from deploy.runtimes.tflite_file import check_whole
 from deploy.runtimes.tool_session import one_stream
 from deploy.targets import REFERENCE
@@ -59,9 +60,11 @@ class _Session(StepSession):
                 raise BundleError(f"ethosu cannot read {file}: the file is missing")
         check_whole(path, "ethosu")
         try:
-            delegates = [module.load_delegate(_delegate_path())] if device == "npu" else []
-            interpreter = module.Interpreter(str(path), experimental_delegates=delegates, num_threads=options.threads)
-            self._runner = interpreter.get_signature_runner("serving_default")
+            with without_news():
+                delegates = [module.load_delegate(_delegate_path())] if device == "npu" else []
+                interpreter = module.Interpreter(str(path), experimental_delegates=delegates,
+                                                 num_threads=options.threads)  # fmt: skip
+                self._runner = interpreter.get_signature_runner("serving_default")
         except (ValueError, RuntimeError, KeyError) as error:
             raise BundleError(f"ethosu cannot read {path}: {str(error).splitlines()[0]}") from error
         self._inputs: dict[str, Any] = self._runner.get_input_details()

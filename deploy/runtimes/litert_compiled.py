@@ -3,17 +3,16 @@
 It runs on the processor, and is the only way the wheel offers to LiteRT's GPU accelerator (WebGPU). Layout is NHWC.
 """
 
-import contextlib
 import importlib.util
-import os
-import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deploy.runtimes.base import Missing, StepSession
+from deploy.runtimes.stderr_news import without_news
 from devices.probe import probe
 from toolkit.contract import Array, Contract, Placement
 from toolkit.errors import BundleError, UnavailableDevice, UserError
@@ -30,20 +29,6 @@ def gpu_trouble(package: str) -> Missing | None:
     return None
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """LiteRT's environment writes a dozen lines to the error stream for each model."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with open(os.devnull, "w") as null:
-        os.dup2(null.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-
-
 def _compile(path: Path, device: str, threads: int | None) -> Any:
     try:
         from ai_edge_litert.compiled_model import CompiledModel
@@ -58,13 +43,22 @@ def _compile(path: Path, device: str, threads: int | None) -> Any:
     wanted = HardwareAccelerator.GPU if device == "gpu" else HardwareAccelerator.CPU
     options = Options(hardware_accelerators=wanted, cpu_options=CpuOptions(num_threads=threads or 0))
     try:
-        with _quiet():
-            return CompiledModel.from_file(str(path), options=options)
+        with without_news():
+            return _made(lambda: CompiledModel.from_file(str(path), options=options))
     except RuntimeError as error:
         line = str(error).splitlines()[-1].strip("└ ") if str(error) else "unknown reason"
         if device == "gpu":
             raise UnavailableDevice(f"litert cannot run {path} on the GPU: {line}") from error
         raise BundleError(f"litert cannot read {path}: {line}") from error
+
+
+def _made(make: Callable[[], Any]) -> Any:
+    """What ``make`` returns. If it fails, the half it had made goes at once and not with the error, later and aloud."""
+    try:
+        return make()
+    except RuntimeError as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
 
 
 def _tensors(path: Path) -> tuple[dict[str, int], dict[str, int]]:
@@ -86,15 +80,21 @@ class CompiledSession(StepSession):
 
     def __init__(self, path: Path, contract: Contract, placement: Placement, batch: int) -> None:
         super().__init__(contract, placement, batch)
+        self._pool: dict[int, list[Any]] = {}
+        self._inputs: list[Any] = []
+        self._answer: Any = None
         self._model = _compile(path, placement.device, placement.threads)
         signature = self._model.get_signature_by_index(0)
         reads, writes = signature["inputs"], signature["outputs"]
-        if set(reads) != set(contract.input_names):
-            # ai-edge-litert 2.3 does not find the names of statically quantised files.
-            raise UserError(f"litert: {path} has no compiled form ({reads[0]} for an input): use the form interpreter")
         shapes = {state.name: state.shape for state in contract.states}
         shapes |= {state.output: state.shape for state in contract.states}
         shapes |= {contract.input_names[0]: contract.input_shape, "logits": (contract.answer_width,)}
+        strange = [name for name in (*reads, *writes) if name not in shapes]
+        if strange or set(reads) != set(contract.input_names):
+            # ai-edge-litert 2.3 does not find the names of statically quantised files.
+            self.close()
+            wrong = (*strange, *reads)[0]
+            raise UserError(f"litert: {path} has no compiled form (a tensor is {wrong}): use the form interpreter")
         self._read_sizes = [batch * int(np.prod(shapes[name])) for name in reads]
         self._write_sizes = [batch * int(np.prod(shapes[name])) for name in writes]
         ins, outs = _tensors(path)
@@ -102,11 +102,12 @@ class CompiledSession(StepSession):
         self._same = [places.get(outs[name]) for name in writes]
         self._next = [(writes.index(state.output), reads.index(state.name)) for state in contract.states]
         self._frame, self._logits = reads.index(contract.input_names[0]), writes.index("logits")
-        self._pool: dict[int, list[Any]] = {}
-        with _quiet():
+        with without_news():
             self._inputs = self._model.create_input_buffers(0)
             spare = zip(self._read_sizes, self._model.create_input_buffers(0), strict=True)
             made = zip(self._write_sizes, self._model.create_output_buffers(0), strict=True)
+            # The process's first write makes a second environment; at the exit of the process it says so once more.
+            self._inputs[self._frame].write(np.zeros(self._read_sizes[self._frame], np.float32))
         for size, buffer in (*spare, *made):
             self._pool.setdefault(size, []).append(buffer)
         self._answer = self._pool[self._write_sizes[self._logits]].pop()
@@ -148,8 +149,7 @@ class CompiledSession(StepSession):
             self._inputs[target].write(kept.reshape(-1))
 
     def _free(self) -> None:
-        with _quiet():
-            self._pool, self._inputs = {}, []
-            del self._answer
+        with without_news():
+            self._pool, self._inputs, self._answer = {}, [], None
             self._model.close()
             del self._model

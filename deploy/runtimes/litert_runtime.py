@@ -21,6 +21,7 @@ import numpy as np
 
 from deploy.runtimes.base import Availability, Options, StepSession, check_form, choose_device
 from deploy.runtimes.litert_compiled import CompiledSession, gpu_trouble
+from deploy.runtimes.stderr_news import without_news
 from deploy.runtimes.tflite_file import check_whole
 from toolkit.bundle import Artefact
 from toolkit.contract import Array, Contract, Placement
@@ -48,7 +49,8 @@ def _library() -> tuple[str, Any]:
         except ImportError:
             continue
         try:
-            module.Interpreter(model_content=b"\0" * 16)
+            with without_news():
+                module.Interpreter(model_content=b"\0" * 16)
         except (ValueError, RuntimeError):
             return package, module  # it looked at the bytes and refused them: the library works
         except (ImportError, AttributeError, SystemError):
@@ -73,11 +75,12 @@ def _interpreter(module: Any, file: Path, options: Options) -> tuple[Any, dict[s
     Raises:
         UnavailableDevice: the external delegate takes no operator, and falling back was not allowed.
     """
-    extra = _delegation(module, options)
-    with _translated(file):
-        check_whole(file)
-        interpreter = module.Interpreter(model_path=str(file), num_threads=options.threads, **extra)
-        interpreter.allocate_tensors()
+    with without_news():
+        extra = _delegation(module, options)
+        with _translated(file):
+            check_whole(file)
+            interpreter = module.Interpreter(model_path=str(file), num_threads=options.threads, **extra)
+            interpreter.allocate_tensors()
     placed = _partitions(interpreter, options.delegate)
     if options.delegate is None or not placed["delegated"].startswith("0 "):
         return interpreter, placed
