@@ -10,7 +10,7 @@ import numpy.typing as npt
 from toolkit.contract import Array, Session, clip_answer
 from toolkit.errors import UserError
 from toolkit.preprocess import Preprocess
-from toolkit.progress import note, track
+from toolkit.progress import track
 from toolkit.statistics import mcnemar, wilson
 from toolkit.video import read_pictures
 
@@ -100,7 +100,7 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Run every video as a stream from zero state; the clip's answer is that of the mean logits.
 
-    ``items`` are (video, label); ``read`` decodes one. Unreadable videos are left out, counted and named.
+    ``items`` are (video, label); ``read`` decodes one. Unreadable videos are left out; ``broken`` names them.
 
     Raises:
         UserError: no video is left, or a label the model does not know.
@@ -121,7 +121,7 @@ def evaluate(
 def run_clips(
     session: Session, videos: Sequence[Any], preprocess: Preprocess, title: str, read: Read
 ) -> tuple[list[int], list[Array], tuple[str, ...]]:
-    """Which videos could be read, the logits (T, K) of each, and what is wrong with the others, counted and named.
+    """Which videos could be read, the logits (T, K) of each, and what is wrong with the others.
 
     Raises:
         UserError: no video is left.
@@ -142,6 +142,4 @@ def run_clips(
         raise UserError(
             f"none of the {len(videos)} videos can be read; the first: {broken[0] if broken else 'none given'}"
         )
-    if broken:
-        note(f"left out {len(broken)} broken of {len(videos)} videos: " + "; ".join(broken[:5]))
     return good, answers, tuple(broken)

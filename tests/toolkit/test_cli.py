@@ -227,6 +227,18 @@ def test_evaluation_reads_published_lists_as_training_does(bundle: Bundle, tmp_p
     assert "none of the 2 videos can be read" in refused("evaluate", bundle.root, "--data", lists, "-a", "torch-fp32")
 
 
+def test_pretraining_says_its_loss_and_claims_no_accuracy(recipe: Path, tmp_path: Path) -> None:
+    write_data(tmp_path / "data", train=2, val=1)
+    out = tmp_path / "pretrained"
+    command = ("pretrain", recipe, "--out", out, "--set", "pretrain.epochs=1", "--set", "pretrain.batch=4")
+    code, text, errors = vidon(*command, "--json")
+    assert code == 0, errors
+    loss = json.loads((out / "summary.json").read_text())["loss"]
+    want = {"model": str(out), "stage": "pretrain", "metric": "training loss", "validation": None, "loss": loss}
+    assert json.loads(text) == want
+    assert f"{out}: training loss {loss:.3f}" in vidon(*command)[1]
+
+
 def test_the_whole_road_by_commands(recipe: Path, tmp_path: Path) -> None:
     write_data(tmp_path / "data", train=8, val=2)
     out = tmp_path / "road"
@@ -261,7 +273,7 @@ def test_a_folder_with_a_broken_clip_is_exported_and_judged_on_its_unseen_clips_
     broken = clips.split("train")[0]
     broken.path.write_bytes(b"no video")
     assert vidon("distill", recipe, "--out", student, "--set", "distill.epochs=1")[0] == 0
-    code, _, errors = vidon("export", student, recipe, "--out", bundle, "--runtimes", "onnxruntime",
+    code, _, errors = vidon("export", student, recipe, "--out", bundle, "--runtimes", "onnxruntime,torch",
                             "--set", "quantize.rollouts=32")  # fmt: skip
     assert code == 0, errors
     assert f"left out a broken video: video {broken.path} cannot be read" in errors
@@ -271,6 +283,9 @@ def test_a_folder_with_a_broken_clip_is_exported_and_judged_on_its_unseen_clips_
         code, text, errors = vidon("evaluate", bundle, "--data", root, "--json", *options)
         assert (code, json.loads(text)["onnxruntime-fp32"]["clips"]) == (0, count), errors
         assert ("the model was trained on it" in errors) == (not options)
+    code, text, errors = vidon("evaluate", bundle, "--data", data, "--split", "all", "--all", "--json")
+    assert (code, len(json.loads(text))) == (0, 2), errors
+    assert errors.count("left out 1 broken of 32 videos") == errors.count(str(broken.path)) == 1
     new = Path(shutil.copytree(data / "left", tmp_path / "new" / "left")).parent
     assert json.loads(vidon("evaluate", bundle, "--data", new, "--json")[1])["onnxruntime-fp32"]["clips"] >= 15
 

@@ -167,6 +167,7 @@ def evaluate_bundle(
             note(f"data {config.root}: the model was trained on it, so its test split alone is judged (or --split all)")
     clips = data.split("test" if split == "auto" else split)
     found: dict[str, Evaluation | ManyEvaluation] = {}
+    told: tuple[str, ...] = ()
     for key in keys or [pick(bundle, None).key]:
         session = open_session(bundle, key, device=device, threads=threads)
         try:
@@ -177,6 +178,10 @@ def evaluate_bundle(
                 found[key] = evaluate(session, [(clip, clip.label) for clip in clips], *rest)
         finally:
             session.close()
+        broken = found[key].broken
+        if broken and broken != told:  # the same clips for every artefact: named once
+            note(f"left out {len(broken)} broken of {len(clips)} videos: " + "; ".join(broken[:5]))
+            told = broken
     return found
 
 

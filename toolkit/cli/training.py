@@ -19,10 +19,13 @@ def _trained(folder: Path, as_json: bool) -> None:
     import json
 
     done = json.loads((folder / "done.json").read_bytes())
-    validation = done.get("validation")
-    metric = done.get("metric", "accuracy")
-    text = f"{folder}" + (f": validation {metric} {validation:.3f}" if validation is not None else "")
-    say(as_json, {"model": str(folder), "stage": done["stage"], "metric": metric, "validation": validation}, text)
+    validation, loss = done.get("validation"), done.get("loss")
+    metric = done.get("metric") or ("accuracy" if validation is not None else None)
+    table = {"model": str(folder), "stage": done["stage"], "metric": metric, "validation": validation}
+    if loss is not None:
+        say(as_json, {**table, "loss": loss}, f"{folder}: {metric} {loss:.3f}")
+    else:
+        say(as_json, table, f"{folder}" + (f": validation {metric} {validation:.3f}" if validation is not None else ""))
 
 
 @app.command()

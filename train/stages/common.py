@@ -133,8 +133,9 @@ def run_stage(
             card = card_of(recipe, kind, labels).model_copy(update={"lineage": lineage})
             save_model(out, model, card)
             result: dict[str, Any] = {"stage": name}
-            if data.val is not None:
-                result["validation"] = answer(model, data.val, recipe.preprocess).score if name != "pretrain" else None
+            if data.val is not None and labelled:
+                result["metric"] = "mAP" if data.index.multi_label else "accuracy"
+                result["validation"] = answer(model, data.val, recipe.preprocess).score
             if report is not None:
                 result |= report(model, data)
             finish(out, key, result)

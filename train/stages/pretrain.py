@@ -1,6 +1,7 @@
 """Self-supervised pretraining of the teacher's encoder: one objective or several, labels are not used."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from toolkit.recipe import Recipe
 from train.data.batch import Batch
 from train.data.clips import Augment
-from train.loop import Plan, fit
+from train.loop import Fit, Plan, fit
 from train.models.pretrained import start_from
 from train.models.registry import module_of
 from train.models.store import Model, build
@@ -29,6 +30,7 @@ def pretrain(recipe: Recipe, out: Path) -> Path:
     configs = resolve(recipe.pretrain.objectives, recipe.pretrain.settings)
     settings = {name: config.model_dump(mode="json") for name, config in configs.items()}
     recipe = recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update={"settings": settings})})
+    ended: list[Fit] = []
 
     def work(data: Data) -> Model:
         torch.manual_seed(recipe.pretrain.seed)
@@ -44,11 +46,15 @@ def pretrain(recipe: Recipe, out: Path) -> Path:
 
         label = f"pretrain ({', '.join(recipe.pretrain.objectives)})"
         plan = Plan(label, model, loss, recipe.pretrain, views=model.views, run=recipe.run, after_step=model.after_step)
-        fit(plan, data.train, out)
+        ended.append(fit(plan, data.train, out))
         return teacher
 
+    def report(_model: Model, _data: Data) -> dict[str, Any]:
+        """Labels are not used, so there is nothing to be right about: the loss is all that can be said."""
+        return {"metric": "training loss", "loss": ended[0].losses[-1]}
+
     parents = parents_of(init=recipe.teacher.pretrained)
-    return run_stage("pretrain", recipe, ("teacher", "pretrain"), parents, out, "teacher", work)
+    return run_stage("pretrain", recipe, ("teacher", "pretrain"), parents, out, "teacher", work, report)
 
 
 def view_clips(batch: Batch, augment: Augment, generator: torch.Generator) -> Tensor:
