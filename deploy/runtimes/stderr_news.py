@@ -1,10 +1,10 @@
 """Keeping a C++ library's news off the error stream, and nothing else.
 
 LiteRT tells of each delegate and accelerator it makes (``INFO: Created TensorFlow Lite XNNPACK delegate for CPU.``, two
-dozen lines for a compiled model) and cannot be asked not to: in ai-edge-litert 2.3 and tflite-runtime 2.14 the least
-severity is a variable of the library that neither Python, nor an exported function, nor the environment reaches
-(``TF_CPP_MIN_LOG_LEVEL`` changes nothing). So descriptor 2 is taken for the moment of creation, and given back with all
-that was written to it meanwhile, by whomever, but the news.
+dozen lines for a compiled model) and cannot be asked not to: in ai-edge-litert 2.3 the least severity is a variable
+of the library that neither Python, nor an exported function, nor the environment reaches (``TF_CPP_MIN_LOG_LEVEL``
+changes nothing; tflite-runtime 2.14 alone exports a C++ function that sets it). So descriptor 2 is taken for the moment
+of creation, and given back with all that was written to it meanwhile, by whomever, but the news.
 """
 
 import contextlib
