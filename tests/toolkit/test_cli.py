@@ -235,6 +235,32 @@ def test_what_a_road_cannot_export_is_told_before_it_trains(
     assert not (out / "student").exists()
 
 
+@pytest.mark.parametrize(("words", "line"), [
+    ("search none.safetensors --clip none.avi --sheet F", "this path is a folder"),
+    ("report none.json --out F/file/x", "cannot write"),
+    ("camera none.vidon --out x.txt", "unknown kind of video"),
+    ("score none --data none --split vall", "unknown split 'vall' (did you mean 'val'?)"),
+    ("score none --data none --out F/file/x", "cannot write"),
+    ("embed none --data none --out F", "this path is a folder"),
+    ("evaluate none.vidon --data none --split tets", "unknown split 'tets' (did you mean 'test'?)"),
+    ("evaluate none.vidon --data none --save F", "this path is a folder"),
+    ("data shard none --out F/file/x", "cannot write"),
+    ("finetune --set data.root=none --out F/file/x", "cannot write"),
+])  # fmt: skip
+def test_a_wrong_argument_is_told_before_what_the_others_name_is_looked_for(
+    words: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "F").mkdir()
+    (tmp_path / "F" / "file").write_text("")
+    assert line in refused(*words.split())
+
+
+def test_an_unknown_artefact_is_refused_before_the_data_are_looked_for(copy: Path, tmp_path: Path) -> None:
+    line = refused("evaluate", copy, "--data", tmp_path / "no-data", "-a", "openvino-int8", "-a", "openvin-int8")
+    assert "did you mean 'openvino-int8'" in line
+
+
 def test_an_unlabelled_folder_cannot_be_evaluated(copy: Path, tmp_path: Path) -> None:
     write_data(tmp_path / "data", train=1, val=1)
     assert "label 'left' was not in training" in refused("evaluate", copy, "--data", tmp_path / "data")

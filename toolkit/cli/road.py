@@ -63,7 +63,8 @@ def export_model(
     return export_bundle(
         loaded.model, path=out, name=recipe.name, labels=loaded.card.labels, preprocess=loaded.card.preprocess,
         rollouts=rollouts, golden_frames=golden, runtimes=runtimes, precisions=precisions, lineage=lineage,
-        targets=targets, batches=batches, board=board, answer="many" if loaded.card.lineage.get("multi_label") else "one",
+        targets=targets, batches=batches, board=board,
+        answer="many" if loaded.card.lineage.get("multi_label") else "one",
     )  # fmt: skip
 
 
