@@ -23,7 +23,7 @@ from toolkit.errors import UserError
 from toolkit.files import writable_dir, writing
 from toolkit.preprocess import FrameSampler
 
-__all__ = ["EventSink", "Look", "Sink", "VideoSink", "WindowSink"]
+__all__ = ["EventSink", "Look", "Sink", "VideoSink", "WindowSink", "check_video_file"]
 
 # Per container the codecs to try in order. MPEG-4 needs no hardware and plays in every desktop player; a
 # browser wants VP9 (.webm) or H.264, for which OpenCV's wheels carry no software encoder.
@@ -130,6 +130,19 @@ class WindowSink:
             self._opened = False
 
 
+def check_video_file(path: Path) -> None:
+    """Whether a video can be written there, as far as its name and folder tell.
+
+    Raises:
+        UserError: unknown suffix, or a folder that cannot be written to.
+    """
+    if path.suffix.lower() not in _CODECS:
+        raise UserError(f"cannot write {path}: unknown kind of video; use one of {', '.join(_CODECS)}")
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; give the name of a video file")
+    writable_dir(path.parent)
+
+
 class VideoSink:
     """Write the pictures to ``path`` at the source's frame rate, so that it plays at the original speed."""
 
@@ -150,11 +163,7 @@ class VideoSink:
         Raises:
             UserError: unknown suffix, or a folder that cannot be written to.
         """
-        if self.path.suffix.lower() not in _CODECS:
-            raise UserError(f"cannot write {self.path}: unknown kind of video; use one of {', '.join(_CODECS)}")
-        if self.path.is_dir():
-            raise UserError(f"cannot write {self.path}: it is a folder; give the name of a video file")
-        writable_dir(self.path.parent)
+        check_video_file(self.path)
         self._fps = min(fps, 120.0)
         self._pace = FrameSampler(self._fps)
 

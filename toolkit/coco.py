@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.errors import UserError, nearest
+from toolkit.splits import SPLITS, check_split
 
 __all__ = ["PARTS", "BoxData", "Footage", "FrameBoxes", "Tables", "coco_tables", "corners", "frame_number", "read_coco",
            "unknown_video", "value_of"]  # fmt: skip
 
 PARTS = ("images", "annotations", "categories")
 _Corners = tuple[float, float, float, float]
-_SPLITS = ("train", "val", "test")
 _SLACK = 1.0  # pixels a box may stick out: annotation tools round
 
 
@@ -58,8 +58,7 @@ class BoxData:
         Raises:
             UserError: unknown split, or one without footage.
         """
-        if name not in (*_SPLITS, "all", "auto"):
-            raise UserError(f"unknown split {name!r}{nearest(name, _SPLITS)}; splits: {', '.join(_SPLITS)}, all")
+        check_split(name, "auto")
         if name == "auto":
             name = "test" if any(part.split == "test" for part in self.footage) else "all"
         found = tuple(part for part in self.footage if name == "all" or part.split == name)
@@ -237,8 +236,8 @@ def _footage(tables: Tables, rows: dict[Any, list[tuple[_Corners, int]]], path: 
 
 def _split(entry: dict[str, Any], path: Path) -> str:
     split = entry.get("split", "")
-    if split not in (*_SPLITS, ""):
-        raise UserError(f"boxes {path}: unknown split {split!r}{nearest(split, _SPLITS)}; use {', '.join(_SPLITS)}")
+    if split not in (*SPLITS, ""):
+        raise UserError(f"boxes {path}: unknown split {split!r}{nearest(split, SPLITS)}; use {', '.join(SPLITS)}")
     return str(split)
 
 

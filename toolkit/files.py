@@ -20,7 +20,10 @@ from typing import Any
 
 from toolkit.errors import UserError
 
-__all__ = ["fresh_dir", "replacing", "sha256", "writable_dir", "write_bytes", "write_json", "write_text", "writing"]
+__all__ = [
+    "fresh_dir", "replacing", "sha256", "writable_dir", "writable_file", "write_bytes", "write_json", "write_text",
+    "writing",
+]  # fmt: skip
 
 try:
     import fcntl
@@ -72,6 +75,19 @@ def writable_dir(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
+    return path
+
+
+def writable_file(path: Path) -> Path:
+    """Prove that a file can be written at ``path``, before any long work; its folder is made.
+
+    Raises:
+        UserError: it is a folder, or the folder around it cannot be made or written to.
+    """
+    with writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    writable_dir(path.parent)
     return path
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from toolkit.errors import UserError
-from toolkit.files import sha256, writable_dir, write_bytes
+from toolkit.files import sha256, writable_file, write_bytes
 from toolkit.progress import note, track
 from toolkit.recipe import DataConfig
 from toolkit.video import VIDEO_SUFFIXES
@@ -118,11 +118,11 @@ def extract(folder: Path, data: Path | DataConfig, out: Path, batch: int = 16) -
     Raises:
         UserError: missing model or data, or no video can be read.
     """
+    writable_file(out)
     loaded = load_model(folder)
     config = data if isinstance(data, DataConfig) else DataConfig(root=data)
     index = _index(config)
     named = _named(index, config)
-    writable_dir(out.parent)
     partial = out.with_name(f".{out.name}.partial")
     header = {
         "model": str(folder.resolve()), "model_sha256": sha256(folder / "model.safetensors"),

@@ -31,7 +31,7 @@ from train.objectives.masked import MaskedAutoencoder, tube_mask
 from train.stages.common import card_of
 from train.stages.detect import only_head, rates_of
 
-__all__ = ["STAGES", "Outlook", "outlook"]
+__all__ = ["STAGES", "Outlook", "check_stage", "outlook"]
 
 STAGES = ("pretrain", "finetune", "distill")
 #: A model, its loss on clips (B, T, C, H, W), and a loss that runs the whole model if that one does not.
@@ -69,14 +69,23 @@ class Outlook:
         return {**asdict(self), "memory_mib": self.memory_mib}
 
 
+def check_stage(stage: str) -> None:
+    """Refuse a stage that cannot be looked ahead at.
+
+    Raises:
+        UserError: unknown; the nearest is named.
+    """
+    if stage not in STAGES:
+        raise UserError(f"unknown stage {stage!r}{nearest(stage, STAGES)}; stages: {', '.join(STAGES)}")
+
+
 def outlook(recipe: Recipe, stage: str, labels: tuple[str, ...], clips: int | None, processes: int = 1) -> Outlook:
     """Look ahead at one stage of a recipe on ``clips`` training clips (a detector: windows) in ``processes`` processes.
 
     Raises:
         UserError: unknown stage, or a model that the recipe's clips do not fit.
     """
-    if stage not in STAGES:
-        raise UserError(f"unknown stage {stage!r}{nearest(stage, STAGES)}; stages: {', '.join(STAGES)}")
+    check_stage(stage)
     boxes, run = recipe.task == "detection" and stage != "pretrain", recipe.run
     optim = recipe.detection if boxes else getattr(recipe, stage)
     with torch.device("meta"):

@@ -12,55 +12,27 @@ from typing import Any
 
 import numpy as np
 
+from deploy.export.asked import asked_of, targets_of
 from deploy.export.limits import find_blockers
 from deploy.export.litert import float_litert, int8_litert
 from deploy.export.onnx import NEWEST, float_onnx, int8_onnx
 from deploy.export.openvino import float_openvino, int8_openvino
 from deploy.export.step import Feeds, feeds_of, flat_step, golden_of, hushed
-from deploy.export.targeted import Sources, add_targets, need_tools
+from deploy.export.targeted import Sources, add_targets
 from deploy.export.torch import float_torch
-from deploy.runtimes import RUNTIMES, load
 from deploy.runtimes.litert_runtime import batch_file
-from deploy.targets import COMPILED, targets_for
-from deploy.vela_config import MemorySystem, on_board
+from deploy.vela_config import MemorySystem
 from deploy.verify import check_artefact
 from toolkit.bundle import Artefact, Bundle, Manifest, Precision, create_bundle, open_bundle
 from toolkit.contract import Answer, Array, Contract
-from toolkit.errors import UserError, nearest
+from toolkit.errors import UserError
 from toolkit.preprocess import Preprocess
 from toolkit.progress import note, track
 
-__all__ = ["export_bundle", "golden_of", "targets_of"]
+__all__ = ["asked_of", "export_bundle", "golden_of", "targets_of"]
 
 _SPARE = 32 * 2**20  # bytes that conversion needs beside its copies of the weights
 _FILES = {"torch": "model.pt2", "onnxruntime": "model.onnx", "openvino": "model.xml", "litert": "model.tflite"}
-
-
-def targets_of(runtimes: Sequence[str], precisions: Sequence[str], kind: str = "stream") -> list[tuple[str, Precision]]:
-    """Every (runtime, precision) asked for that exists: torch is fp32 only.
-
-    Raises:
-        UserError: unknown runtime or precision, or nothing is left.
-    """
-    for name in runtimes:
-        load(name)
-    known = ("fp32", "int8")
-    for precision in precisions:
-        if precision not in known:
-            raise UserError(
-                f"unknown precision {precision!r}{nearest(precision, known)}; precisions: {', '.join(known)}"
-            )
-    wanted: list[tuple[str, Precision]] = []
-    for name in RUNTIMES:
-        if name not in runtimes or name in COMPILED:
-            continue
-        if "fp32" in precisions:
-            wanted.append((name, "fp32"))
-        if "int8" in precisions and name != "torch":
-            wanted.append((name, "int8"))
-    if not wanted and not COMPILED.keys() & set(runtimes):
-        raise UserError(f"nothing to export: {', '.join(runtimes)} in {', '.join(precisions)} ({kind} model)")
-    return wanted
 
 
 def export_bundle(
@@ -84,10 +56,7 @@ def export_bundle(
         MissingDependency, MissingTool: an exporter's library, or a chip's compiler, is not installed.
     """
     contract: Contract = model.contract().model_copy(update={"answer": answer})
-    chips = targets_for(runtimes, targets)
-    chips = chips if board is None else on_board(chips, board)
-    need_tools(chips)
-    asked = targets_of([*runtimes, *(chip.runtime for chip in chips)], precisions, contract.kind)
+    chips, asked = asked_of(runtimes, precisions, targets, board)
     wanted, left_out = _possible(model, contract, asked, rollouts)
     golden = golden_of(model, golden_frames)
     lineage = {**lineage, "left_out": left_out} if left_out else lineage

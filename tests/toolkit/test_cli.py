@@ -204,6 +204,63 @@ def test_an_unknown_runtime_is_refused_before_any_work(recipe: Path, tmp_path: P
     assert not (tmp_path / "b.vidon").exists()
 
 
+@pytest.mark.parametrize(("command", "options", "line"), [
+    ("export", ("--target", "u55-12"), "did you mean 'u55-128'"),
+    ("export", ("--runtimes", "onnxruntme"), "did you mean 'onnxruntime'"),
+    ("export", ("--precisions", "int4"), "did you mean 'int8'"),
+    ("export", ("--runtimes", "torch", "--precisions", "int8"), "nothing to export: torch in int8"),
+    ("quantize", ("--runtimes", "torch"), "nothing to export: torch in int8"),
+])  # fmt: skip
+def test_what_cannot_be_exported_is_told_before_the_model_is_looked_for(
+    command: str, options: tuple[str, ...], line: str, recipe: Path, tmp_path: Path
+) -> None:
+    assert line in refused(command, tmp_path / "no-model", recipe, "--out", tmp_path / "sub" / "b.vidon", *options)
+    assert not (tmp_path / "sub").exists()
+
+
+@pytest.mark.parametrize("module", [None, "nncf", "onnx", "litert_torch", "ai_edge_quantizer"])
+def test_what_a_road_cannot_export_is_told_before_it_trains(
+    module: str | None, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "road"
+    if module is None:
+        unknown = ("--set", 'quantize.runtimes=["onnxruntme"]')
+        assert "did you mean 'onnxruntime'" in refused("compress", recipe, "--out", out, *unknown)
+    else:
+        monkeypatch.setitem(sys.modules, module, None)
+        line = f"{module.replace('_', '-')} is not installed: run  pip install"
+        assert line in refused("compress", recipe, "--out", out)
+        assert line in refused("demo", "--out", out)
+        assert [path for path in out.rglob("*") if path.is_file()] == []
+    assert not (out / "student").exists()
+
+
+@pytest.mark.parametrize(("words", "line"), [
+    ("search none.safetensors --clip none.avi --sheet F", "this path is a folder"),
+    ("report none.json --out F/file/x", "cannot write"),
+    ("camera none.vidon --out x.txt", "unknown kind of video"),
+    ("score none --data none --split vall", "unknown split 'vall' (did you mean 'val'?)"),
+    ("score none --data none --out F/file/x", "cannot write"),
+    ("embed none --data none --out F", "this path is a folder"),
+    ("evaluate none.vidon --data none --split tets", "unknown split 'tets' (did you mean 'test'?)"),
+    ("evaluate none.vidon --data none --save F", "this path is a folder"),
+    ("data shard none --out F/file/x", "cannot write"),
+    ("finetune --set data.root=none --out F/file/x", "cannot write"),
+])  # fmt: skip
+def test_a_wrong_argument_is_told_before_what_the_others_name_is_looked_for(
+    words: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "F").mkdir()
+    (tmp_path / "F" / "file").write_text("")
+    assert line in refused(*words.split())
+
+
+def test_an_unknown_artefact_is_refused_before_the_data_are_looked_for(copy: Path, tmp_path: Path) -> None:
+    line = refused("evaluate", copy, "--data", tmp_path / "no-data", "-a", "openvino-int8", "-a", "openvin-int8")
+    assert "did you mean 'openvino-int8'" in line
+
+
 def test_an_unlabelled_folder_cannot_be_evaluated(copy: Path, tmp_path: Path) -> None:
     write_data(tmp_path / "data", train=1, val=1)
     assert "label 'left' was not in training" in refused("evaluate", copy, "--data", tmp_path / "data")

@@ -165,3 +165,27 @@ def test_boxes_that_are_not_here_leave_the_steps_open_and_say_so(tmp_path: Path)
     found = forecast(boxes_recipe(tmp_path / "none.json"), "distill", None, 1)
     assert "do not exist" in found["data"]
     assert found["stages"][0]["steps"] is None
+
+
+def test_a_stage_that_cannot_be_trained_fails_the_plan_and_the_others_are_told(tmp_path: Path) -> None:
+    (tmp_path / "my.toml").write_text(recipe_text("x3d") + "\n[pretrain]\nepochs = 1\n")
+    plan = ("train", "plan", tmp_path / "my.toml", "--clips", "100")
+    code, text, errors = _vidon(*plan, "--json")
+    found = json.loads(text)
+    assert code == 2
+    assert [row["stage"] for row in found["stages"]] == ["finetune", "distill"]
+    assert list(found["errors"]) == ["pretrain"]
+    assert errors == f"error: pretrain: {found['errors']['pretrain']}\n"
+    code, text, errors = _vidon(*plan)
+    assert (code, text.count("GFLOPs a clip forward")) == (2, 2)
+    assert "hides tubelets" in errors
+    assert _vidon(*plan, "--stage", "pretrain")[0] == 2
+
+
+def test_an_unknown_stage_is_refused_before_the_data_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    read: list[object] = []
+    monkeypatch.setattr("train.data.index.index_clips", read.append)
+    code, _, errors = _vidon("train", "plan", "--stage", "finetuning", "--set", f"data.root={tmp_path / 'data'}")
+    assert (code, read) == (2, [])
+    assert "did you mean 'finetune'" in errors

@@ -34,9 +34,11 @@ class Demo:
 
     def run(self) -> "Report":
         """Walk the road and write the report."""
+        from deploy.export import asked_of
         from train.stages import distill, finetune, pretrain, prune
 
         folder, recipe, steps = self.folder, self.recipe, self.steps
+        asked_of(recipe.quantize.runtimes, recipe.quantize.precisions)  # what is missing is told before training
         settings = recipe.model_dump(mode="json", exclude={"data": {"root"}})
         steps.run("data", "cut clips from real footage", LABELS, lambda: dict(build_clips(folder / "data")))
         runs: dict[str, Path] = {

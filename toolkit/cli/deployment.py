@@ -117,12 +117,16 @@ def evaluate(
     from deploy.runtimes import working
     from toolkit.bundle import open_bundle
     from toolkit.cli.road import evaluate_boxes, evaluate_bundle
-    from toolkit.files import writable_dir, write_json
+    from toolkit.files import writable_file, write_json
+    from toolkit.splits import check_split
 
     config = data_of(data, form, videos, fold)
-    opened = open_bundle(bundle)
+    check_split(split, "auto")
     if save is not None:
-        writable_dir(save.parent)  # before minutes of work
+        writable_file(save)  # before minutes of work
+    opened = open_bundle(bundle)
+    for key in artefact or ():
+        opened.artefact(key)
     keys = working(opened)[0] if all_ else artefact
     if opened.manifest.contract.detection is not None:
         _only_coco(config)
@@ -266,10 +270,12 @@ def camera(
     from deploy.camera import CameraOptions, run_camera
     from deploy.choice import load_choice
     from deploy.runtimes import open_session
-    from deploy.sinks import EventSink, Sink, VideoSink, WindowSink
+    from deploy.sinks import EventSink, Sink, VideoSink, WindowSink, check_video_file
     from toolkit.bundle import open_bundle
     from toolkit.progress import note
 
+    if out is not None:
+        check_video_file(out)
     opened = open_bundle(bundle)
     sinks: list[Sink] = [VideoSink(out)] if out is not None else []
     if headless and not as_json:
@@ -306,7 +312,9 @@ def report(
     from deploy.bundle_report import report_of
     from deploy.report import load_report, write_comparison, write_report
     from toolkit.bundle import open_bundle
+    from toolkit.files import writable_dir
 
+    writable_dir(out)
     loaded = [report_of(open_bundle(p)) if (p / "manifest.json").is_file() else load_report(p) for p in reports]
     page = write_report(loaded[0], out) if len(loaded) == 1 else write_comparison(loaded, out)
     say(as_json, {"page": str(page)}, str(page))

@@ -11,13 +11,17 @@ _CLASSES = 2  # where nothing is known: a head is small
 
 
 def forecast(recipe: Recipe, stage: str | None, clips: int | None, processes: int) -> dict[str, Any]:
-    """``stages``: one row each; ``data``: where the number of clips and classes comes from.
+    """``stages``: one row each; ``data``: where the number of clips and classes comes from; ``errors``: by stage.
+
+    A recipe without a word about pretraining need not have a teacher that can be pretrained: that is no error.
 
     Raises:
-        UserError: unknown stage, or a model that the recipe's clips do not fit.
+        UserError: unknown stage.
     """
-    from train.outlook import STAGES, outlook
+    from train.outlook import STAGES, check_stage, outlook
 
+    if stage is not None:
+        check_stage(stage)
     boxes = recipe.task == "detection"
     labels, count, text = _boxes(recipe) if boxes else _data(recipe)
     if clips is not None:
@@ -26,15 +30,16 @@ def forecast(recipe: Recipe, stage: str | None, clips: int | None, processes: in
     if boxes and clips is None and stage in (None, "pretrain"):  # pretraining sees clips, not windows of boxes
         seen = _data(recipe)[1]
         text += f"\npretrain: {'unknown' if seen is None else seen} training clips"
-    rows = []
+    rows, errors = [], {}
     for name in [stage] if stage else STAGES:
         try:
             rows.append(outlook(recipe, name, labels, seen if name == "pretrain" else count, processes).as_dict())
         except UserError as error:
-            if stage is not None:
-                raise
-            text += f"\n{name}: {error}"
-    return {"data": text, "clips": count, "classes": len(labels), "stages": rows}
+            if stage is None and name == "pretrain" and "pretrain" not in recipe.model_fields_set:
+                text += f"\n{name}: {error}"
+            else:
+                errors[name] = str(error)
+    return {"data": text, "clips": count, "classes": len(labels), "stages": rows, "errors": errors}
 
 
 def _data(recipe: Recipe) -> tuple[tuple[str, ...], int | None, str]:

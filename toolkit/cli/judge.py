@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import UserError
-from toolkit.files import writable_dir, write_json
+from toolkit.files import writable_dir, writable_file, write_json
 from toolkit.recipe import DataConfig
+from toolkit.splits import check_split
 
 __all__ = ["embed_clips", "score_model", "search_clips"]
 
@@ -20,12 +21,13 @@ def score_model(model: Path, data: DataConfig, split: str, views: str, out: Path
     times, _, crops = views.partition("x")
     if not (times.isdigit() and int(times) and crops in ("1", "3")):
         raise UserError(f"--views {views!r} is not TEMPORALxSPATIAL with 1 or 3 spatial crops, for example 3x1")
+    check_split(split)
+    if out is not None:
+        writable_dir(out)
     loaded = load_model(model)
     index = index_data(data, loaded.card.labels)
     if loaded.card.lineage.get("multi_label", False):  # even if every clip here happens to have one label
         index = replace(index, multi_label=True)
-    if out is not None:
-        writable_dir(out)
     found = judge_split(loaded.model, index, split, loaded.card.preprocess, (int(times), int(crops)), out)
     found = {"model": str(model), **found}
     if out is not None:
@@ -78,6 +80,7 @@ def search_clips(
     from train.features import clips_by_name, read_features, search
     from train.models import load_model
 
+    writable_file(sheet)
     known = read_features(features)
     found = clips_by_name(known.data.model_copy(update=moved))
     hits = search(known, clip, top, model)

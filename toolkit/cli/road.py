@@ -41,13 +41,16 @@ def export_model(
     ``batches`` are numbers of streams for which LiteRT gets files of its own; ``board`` is the memory system of the
     Ethos-U among the targets.
     """
-    from deploy.export import export_bundle
+    from deploy.export import asked_of, export_bundle
     from toolkit.files import writable_dir
     from train.data.index import index_data
     from train.models import load_model
 
     if out.suffix == ".zip":
         raise UserError(f"bundle {out}: bundles are written as folders; name it {out.with_suffix('.vidon')}")
+    runtimes = recipe.quantize.runtimes if runtimes is None else runtimes
+    precisions = precisions or recipe.quantize.precisions
+    asked_of(runtimes, precisions, targets, board)  # what is wrong with the words is told before anything is loaded
     writable_dir(out.parent)
     loaded = load_model(model)
     lineage = _lineage(recipe, loaded)
@@ -59,9 +62,9 @@ def export_model(
         rollouts, golden = _boxed_streams(recipe, loaded)
     return export_bundle(
         loaded.model, path=out, name=recipe.name, labels=loaded.card.labels, preprocess=loaded.card.preprocess,
-        rollouts=rollouts, golden_frames=golden, runtimes=recipe.quantize.runtimes if runtimes is None else runtimes,
-        precisions=precisions or recipe.quantize.precisions, lineage=lineage, targets=targets,
-        batches=batches, board=board, answer="many" if loaded.card.lineage.get("multi_label") else "one",
+        rollouts=rollouts, golden_frames=golden, runtimes=runtimes, precisions=precisions, lineage=lineage,
+        targets=targets, batches=batches, board=board,
+        answer="many" if loaded.card.lineage.get("multi_label") else "one",
     )  # fmt: skip
 
 
@@ -244,9 +247,11 @@ def compress(recipe: Recipe, teacher: Path | None, out: Path) -> Bundle | None:
 
     Where several processes train, the first one alone exports: the others end with None.
     """
+    from deploy.export import asked_of
     from train.loop import is_main
     from train.stages import distill, prune
 
+    asked_of(recipe.quantize.runtimes, recipe.quantize.precisions)  # not after hours of training
     student = distill(recipe, out / "student", teacher)
     model = prune(recipe, out / "pruned", student, teacher) if recipe.prune.ratio > 0 else student
     return export_model(recipe, model, out / f"{recipe.name}.vidon") if is_main() else None

@@ -6,6 +6,7 @@ import typer
 
 from toolkit.cli import app
 from toolkit.cli.options import Json, Processes, RecipeFile, Set, recipe_of, say
+from toolkit.errors import UserError
 
 __all__: list[str] = []
 
@@ -48,12 +49,16 @@ def plan(
 ) -> None:  # fmt: skip
     """Say what training will cost: parameters, operations, memory, steps. Nothing is decoded or trained.
 
+    Exit code 2 if a stage cannot be trained as the recipe says; the others are told all the same.
+
     Example: **vidon train plan my.toml --stage pretrain --processes 8 --clips 240000**
     """
     from toolkit.cli.forecast import forecast
 
     found = forecast(recipe_of(recipe, set_), stage, clips, processes)
     say(as_json, found, _page(found))
+    if found["errors"]:
+        raise UserError("; ".join(f"{name}: {why}" for name, why in found["errors"].items()))
 
 
 def _short(value: float) -> str:

@@ -6,11 +6,11 @@ Everything that a list file can say about it travels here; nothing is opened or 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from toolkit.splits import SPLITS
 from toolkit.video import Span
 
 __all__ = ["SPLITS", "Box", "Clip", "Member", "lone_group", "split_name"]
 
-SPLITS = ("train", "val", "test")
 _OTHER_NAMES = {"training": "train", "validation": "val", "valid": "val", "validate": "val", "dev": "val",
                 "testing": "test"}  # fmt: skip
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from toolkit.errors import UserError, nearest
 from toolkit.recipe import DataConfig
+from toolkit.splits import check_split
 from train.data.clip import SPLITS, Clip
 from train.data.formats import Where, read_clips, shards
 from train.data.formats.coco import categories
@@ -38,8 +39,7 @@ class Dataset:
         Raises:
             UserError: unknown split, or one without clips.
         """
-        if name != "all" and name not in SPLITS:
-            raise UserError(f"unknown split {name!r}{nearest(name, SPLITS)}; splits: {', '.join(SPLITS)}, all")
+        check_split(name)
         found = self.clips if name == "all" else tuple(clip for clip in self.clips if clip.split == name)
         if not found:
             raise UserError(f"data {self.root} has no clip in split {name!r}: add some, or choose another split")

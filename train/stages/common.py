@@ -114,6 +114,8 @@ def run_stage(
     for where in ("root", "videos", "device"):  # the same clips found elsewhere are the same data
         del decided["data"][where]
     labelled = name != "pretrain"
+    if is_main() and not (out / "done.json").is_file():  # a finished run may lie on a disk that is read-only by now
+        writable_dir(out)
     clips = index_data(recipe.data, labelled=labelled).digest()
     text = json.dumps([name, decided, clips, parents], sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()
