@@ -20,7 +20,7 @@ from toolkit.contract import Answer, chosen
 from toolkit.cv import opencv
 from toolkit.detection import Found
 from toolkit.errors import UserError
-from toolkit.files import writable_dir, writing
+from toolkit.files import prove_writable, writable_dir, writing
 from toolkit.preprocess import FrameSampler
 
 __all__ = ["EventSink", "Look", "Sink", "VideoSink", "WindowSink", "check_video_file"]
@@ -140,7 +140,7 @@ def check_video_file(path: Path) -> None:
         raise UserError(f"cannot write {path}: unknown kind of video; use one of {', '.join(_CODECS)}")
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; give the name of a video file")
-    writable_dir(path.parent)
+    prove_writable(path.parent)
 
 
 class VideoSink:
@@ -164,6 +164,7 @@ class VideoSink:
             UserError: unknown suffix, or a folder that cannot be written to.
         """
         check_video_file(self.path)
+        writable_dir(self.path.parent)
         self._fps = min(fps, 120.0)
         self._pace = FrameSampler(self._fps)
 

@@ -21,8 +21,8 @@ from typing import Any
 from toolkit.errors import UserError
 
 __all__ = [
-    "fresh_dir", "replacing", "sha256", "writable_dir", "writable_file", "write_bytes", "write_json", "write_text",
-    "writing",
+    "fresh_dir", "prove_writable", "replacing", "sha256", "writable_dir", "writable_file", "write_bytes",
+    "write_json", "write_text", "writing",
 ]  # fmt: skip
 
 try:
@@ -78,8 +78,23 @@ def writable_dir(path: Path) -> Path:
     return path
 
 
+def prove_writable(path: Path) -> Path:
+    """Prove that a folder can be made at ``path`` and a file written in it, and leave nothing there that was not.
+
+    Raises:
+        UserError: the folder cannot be made or written to.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        return writable_dir(path)
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # not made, or another process has begun to use it
+                folder.rmdir()
+
+
 def writable_file(path: Path) -> Path:
-    """Prove that a file can be written at ``path``, before any long work; its folder is made.
+    """Prove that a file can be written at ``path``, before any long work, and leave nothing there.
 
     Raises:
         UserError: it is a folder, or the folder around it cannot be made or written to.
@@ -87,7 +102,7 @@ def writable_file(path: Path) -> Path:
     with writing(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    writable_dir(path.parent)
+    prove_writable(path.parent)
     return path
 
 

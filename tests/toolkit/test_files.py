@@ -149,3 +149,15 @@ def test_hidden_folders_of_others_are_left_alone(tmp_path: Path, name: str) -> N
     with files.fresh_dir(tmp_path / "door") as staging:
         (staging / "whole").write_text("new")
     assert (theirs / "precious").read_text() == "kept"
+
+
+def test_proving_that_a_folder_can_be_written_leaves_nothing_that_was_not_there(tmp_path: Path) -> None:
+    files.prove_writable(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    files.prove_writable(tmp_path / "mine")
+    files.writable_file(tmp_path / "mine" / "deep" / "x.json")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file"):
+        files.prove_writable(tmp_path / "new" / ".." / "file" / "out")

@@ -77,12 +77,12 @@ def data_shard(
     """
     from dataclasses import asdict
 
-    from toolkit.files import writable_dir
+    from toolkit.files import prove_writable
     from train.data.index import index_data
     from train.data.shard import write_shards
 
     limit, config = _bytes(size), data_of(root, form, videos, fold)
-    writable_dir(out)
+    prove_writable(out)
     packed = write_shards(index_data(config), out, limit, workers or 2)
     text = f"{packed.index}: {packed.clips} clips in {packed.shards} shards, {packed.bytes / 1e6:.1f} MB"
     say(as_json, asdict(packed), text)

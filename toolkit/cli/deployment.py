@@ -312,9 +312,9 @@ def report(
     from deploy.bundle_report import report_of
     from deploy.report import load_report, write_comparison, write_report
     from toolkit.bundle import open_bundle
-    from toolkit.files import writable_dir
+    from toolkit.files import prove_writable
 
-    writable_dir(out)
+    prove_writable(out)
     loaded = [report_of(open_bundle(p)) if (p / "manifest.json").is_file() else load_report(p) for p in reports]
     page = write_report(loaded[0], out) if len(loaded) == 1 else write_comparison(loaded, out)
     say(as_json, {"page": str(page)}, str(page))

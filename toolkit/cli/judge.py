@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import UserError
-from toolkit.files import writable_dir, writable_file, write_json
+from toolkit.files import prove_writable, writable_dir, writable_file, write_json
 from toolkit.recipe import DataConfig
 from toolkit.splits import check_split
 
@@ -23,11 +23,13 @@ def score_model(model: Path, data: DataConfig, split: str, views: str, out: Path
         raise UserError(f"--views {views!r} is not TEMPORALxSPATIAL with 1 or 3 spatial crops, for example 3x1")
     check_split(split)
     if out is not None:
-        writable_dir(out)
+        prove_writable(out)
     loaded = load_model(model)
     index = index_data(data, loaded.card.labels)
     if loaded.card.lineage.get("multi_label", False):  # even if every clip here happens to have one label
         index = replace(index, multi_label=True)
+    if out is not None:
+        writable_dir(out)
     found = judge_split(loaded.model, index, split, loaded.card.preprocess, (int(times), int(crops)), out)
     found = {"model": str(model), **found}
     if out is not None:

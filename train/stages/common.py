@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.files import sha256, writable_dir, write_json, write_text
+from toolkit.files import prove_writable, sha256, writable_dir, write_json, write_text
 from toolkit.lock import alone
 from toolkit.progress import note
 from toolkit.recipe import Recipe
@@ -115,7 +115,7 @@ def run_stage(
         del decided["data"][where]
     labelled = name != "pretrain"
     if is_main() and not (out / "done.json").is_file():  # a finished run may lie on a disk that is read-only by now
-        writable_dir(out)
+        prove_writable(out)
     clips = index_data(recipe.data, labelled=labelled).digest()
     text = json.dumps([name, decided, clips, parents], sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()
