@@ -106,7 +106,8 @@ def no_picture(folder: Path) -> Path:
         png(folder / name)
     (folder / "1.jpg").write_text("a letter")
     images = [{"id": index, "file_name": f"{index}.jpg", "split": "train"} for index in range(2)]
-    raw = {"categories": [{"id": 1, "name": "car"}], "images": images, "annotations": []}
+    boxes = [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 1, 5, 5]}]
+    raw = {"categories": [{"id": 1, "name": "car"}], "images": images, "annotations": boxes}
     (folder / "boxes.json").write_text(json.dumps(raw))
     return folder / "boxes.json"
 
