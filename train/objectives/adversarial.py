@@ -76,7 +76,7 @@ class Adversarial(nn.Module):
         """The first clip of each video."""
         clip, config = clips_BVCTHW[:, 0], self.config
         made = self.reconstruction(clip)
-        pixels, change = errors(made, clip, config.coarse)
+        pixels, change = errors(made, clip, config.coarse, config.since, config.floor)
         terms = {"pixels": pixels, "change": change} | self.generator_terms(made, clip) | self.critic_terms(made, clip)
         own = pixels + config.change * change + config.fool * terms["fool"] + config.match * terms["match"]
         return {"loss": own + terms["critic"] + config.r1 * terms["r1"], **terms}

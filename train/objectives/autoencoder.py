@@ -1,9 +1,11 @@
 """Autoencoder: reconstruct the whole clip through a narrow latent (Hinton & Salakhutdinov 2006, Science 313:504).
 
 For video: Srivastava et al. 2015, arXiv:1502.04681. A mean squared error over pixels is nearly all background, so
-the error of the frame-to-frame changes, in units of each clip's own changes, is added with a weight: without it a
-static average is a good answer.
+the error of the changes over time, in units of each clip's own changes, is added with a weight: without it a static
+average is a good answer.
 """
+
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,39 +13,55 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from train.data.batch import Batch
-from train.objectives.decoder import ClipDecoder
+from train.objectives.decoder import ClipDecoder, LinearDecoder
 from train.objectives.features import Encoder, borrow, feature_map, pooled, shape_of
 
 __all__ = ["Autoencoder", "Config", "Reconstruction", "build", "errors", "unfit"]
+
+Since = Literal["before", "mean"]
 
 
 class Config(BaseModel):
     """``latent``: channels of the latent, at every place of the feature map or, if ``whole``, for the whole clip.
 
-    ``apart``: the decoder makes the picture that stays and the changes apart (``ClipDecoder``).
+    ``decoder``: several transposed convolutions (the first of ``width`` channels), or one linear layer.
+    ``change``: weight of the changes' error. They are counted ``since`` the frame before, or since the clip's mean
+    picture, of which a narrow latent can hold far more, because it is smoother in time.
+    ``coarse``: both errors are of means over squares of so many pixels. ``floor``: under a clip's own changes (mean
+    square, normalised pixels), so that the noise of a still clip counts little.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     latent: int = Field(default=32, ge=1)
     whole: bool = False
-    apart: bool = False
+    decoder: Literal["convolutions", "linear"] = "convolutions"
     width: int = Field(default=64, ge=8)
     change: float = Field(default=1.0, ge=0)
+    since: Since = "before"
     coarse: int = Field(default=1, ge=1)
+    floor: float = Field(default=1e-3, gt=0)
 
 
-def errors(made_BCTHW: Tensor, clip_BCTHW: Tensor, coarse: int = 1) -> tuple[Tensor, Tensor]:
+def errors(
+    made_BCTHW: Tensor, clip_BCTHW: Tensor, coarse: int = 1, since: Since = "before", floor: float = 1e-3
+) -> tuple[Tensor, Tensor]:
     """Mean squared error of the pixels, and that of their changes over time as a share of each clip's changes.
 
-    With ``coarse`` > 1 both are means over squares of so many pixels.
+    The settings are ``Config``'s.
     """
     if coarse > 1:
         made_BCTHW, clip_BCTHW = (functional.avg_pool3d(x, (1, coarse, coarse)) for x in (made_BCTHW, clip_BCTHW))
     pixels = (made_BCTHW - clip_BCTHW).square().mean()
-    wanted = torch.diff(clip_BCTHW, dim=2)
-    missed = (torch.diff(made_BCTHW, dim=2) - wanted).square().mean((1, 2, 3, 4))
-    return pixels, (missed / (wanted.square().mean((1, 2, 3, 4)) + 1e-3)).mean()
+    wanted = _changes(clip_BCTHW, since)
+    missed = (_changes(made_BCTHW, since) - wanted).square().mean((1, 2, 3, 4))
+    return pixels, (missed / (wanted.square().mean((1, 2, 3, 4)) + floor)).mean()
+
+
+def _changes(clip_BCTHW: Tensor, since: Since) -> Tensor:
+    if since == "mean":
+        return clip_BCTHW - clip_BCTHW.mean(2, keepdim=True)
+    return torch.diff(clip_BCTHW, dim=2)
 
 
 class Reconstruction(nn.Module):
@@ -57,8 +75,13 @@ class Reconstruction(nn.Module):
         self.whole = config.whole
         depth, *places = shape_of(pooled if config.whole else feature_map, encoder, clip)
         t, h, w = places or (1, 1, 1)
+        small, large = (t, h, w), (clip[1], clip[2], clip[3])
         self.squeeze = nn.Conv3d(depth, config.latent, 1)
-        self.decoder = ClipDecoder(config.latent, (t, h, w), (clip[1], clip[2], clip[3]), config.width, config.apart)
+        self.decoder = (
+            LinearDecoder(config.latent, small, large)
+            if config.decoder == "linear"
+            else ClipDecoder(config.latent, small, large, config.width)
+        )
 
     def forward(self, clip_BCTHW: Tensor) -> Tensor:
         """Through the latent only."""
@@ -77,14 +100,14 @@ class Autoencoder(nn.Module):
 
     def __init__(self, encoder: Encoder, config: Config, clip: tuple[int, int, int, int]) -> None:
         super().__init__()
-        self.change, self.coarse = config.change, config.coarse
+        self.config = config
         self.reconstruction = Reconstruction(encoder, config, clip)
 
     def forward(self, clips_BVCTHW: Tensor, generator: torch.Generator, batch: Batch) -> dict[str, Tensor]:
         """The first clip of each video."""
-        clip = clips_BVCTHW[:, 0]
-        pixels, change = errors(self.reconstruction(clip), clip, self.coarse)
-        return {"loss": pixels + self.change * change, "pixels": pixels, "change": change}
+        clip, config = clips_BVCTHW[:, 0], self.config
+        pixels, change = errors(self.reconstruction(clip), clip, config.coarse, config.since, config.floor)
+        return {"loss": pixels + config.change * change, "pixels": pixels, "change": change}
 
 
 def unfit(encoder: Encoder) -> str | None:

@@ -1,13 +1,12 @@
-"""From a latent back to a clip: transposed 3-D convolutions, as many as the sides need.
+"""From a latent back to a clip: transposed 3-D convolutions, as many as the sides need, or one linear layer.
 
 Nothing but the latent is seen: no skip connection, no part of the clip.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["ClipDecoder", "strides"]
+__all__ = ["ClipDecoder", "LinearDecoder", "strides"]
 
 
 def strides(small: tuple[int, int, int], large: tuple[int, int, int]) -> list[tuple[int, int, int]]:
@@ -23,42 +22,47 @@ def strides(small: tuple[int, int, int], large: tuple[int, int, int]) -> list[tu
     return list(zip(t, h, w, strict=True))
 
 
-#: How loud changes are made at the start when they are made apart: a clip is nearly still.
-_QUIET = 0.1
-
-
 class ClipDecoder(nn.Module):
-    """Latent (B, L, t, h, w) -> clip (B, 3, T, H, W).
+    """Latent (B, L, t, h, w) -> clip (B, 3, T, H, W) by several transposed convolutions.
 
-    ``apart``: one half of the last layer makes the picture that stays (its mean over time), the other the changes
-    around it. Otherwise a picture that stays is made only by weights that are alike for all times; until they are,
-    all that is made of the latent flickers, and an error of changes teaches the decoder not to look at it.
+    Its neighbours help each place, but what it makes flickers at first (its times have different weights), and where
+    the latent is narrow an error of changes then teaches it not to look at the latent for long.
     """
 
-    def __init__(
-        self, latent: int, small: tuple[int, int, int], large: tuple[int, int, int], width: int, apart: bool = False
-    ) -> None:
+    def __init__(self, latent: int, small: tuple[int, int, int], large: tuple[int, int, int], width: int) -> None:
         super().__init__()
-        self.large, self.apart = large, apart
+        self.large = large
         growing = strides(small, large) or [(1, 1, 1)]
         widths = [max(8, width // 2**index) for index in range(len(growing))]
         layers: list[nn.Module] = [nn.Conv3d(latent, widths[0], 3, padding=1)]
-        for before, after, (t, h, w) in zip(widths, [*widths[1:], 6 if apart else 3], growing, strict=True):
+        for before, after, (t, h, w) in zip(widths, [*widths[1:], 3], growing, strict=True):
             layers += [nn.GroupNorm(1, before), nn.GELU(),
                        nn.ConvTranspose3d(before, after, (t + 2, h + 2, w + 2), (t, h, w), 1)]  # fmt: skip
         self.layers = nn.Sequential(*layers)
-        if apart:
-            last = layers[-1]
-            assert isinstance(last, nn.ConvTranspose3d)
-            with torch.no_grad():
-                last.weight[:, 3:] *= _QUIET
 
     def forward(self, latent_BLTHW: Tensor) -> Tensor:
         """Sides that are no power-of-two multiple are resized at the end."""
-        clip: Tensor = self.layers(latent_BLTHW)
-        if tuple(clip.shape[2:]) != self.large:
-            clip = functional.interpolate(clip, self.large, mode="trilinear", align_corners=False)
-        if not self.apart:
-            return clip
-        still, moving = clip[:, :3], clip[:, 3:]
-        return still.mean(2, keepdim=True) + moving - moving.mean(2, keepdim=True)
+        return _sized(self.layers(latent_BLTHW), self.large)
+
+
+class LinearDecoder(nn.Module):
+    """Latent (B, L, t, h, w) -> clip (B, 3, T, H, W): each place makes its own part by one linear layer.
+
+    As SimMIM predicts pixels (Xie et al. 2022, arXiv:2111.09886). Nothing stands between the encoder and the error.
+    """
+
+    def __init__(self, latent: int, small: tuple[int, int, int], large: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.large = large
+        t, h, w = (-(-big // little) for little, big in zip(small, large, strict=True))
+        self.parts = nn.ConvTranspose3d(latent, 3, (t, h, w), (t, h, w))
+
+    def forward(self, latent_BLTHW: Tensor) -> Tensor:
+        """Sides that are no multiple are resized at the end."""
+        return _sized(self.parts(latent_BLTHW), self.large)
+
+
+def _sized(clip_BCTHW: Tensor, large: tuple[int, int, int]) -> Tensor:
+    if tuple(clip_BCTHW.shape[2:]) == large:
+        return clip_BCTHW
+    return functional.interpolate(clip_BCTHW, large, mode="trilinear", align_corners=False)
