@@ -76,8 +76,8 @@ def test_every_objective_teaches_every_encoder_it_applies_to(name: str) -> None:
             continue
         torch.manual_seed(0)
         small: dict[str, dict[str, object]] = {
-            "adversarial": {"width": 8, "critic_width": 4},
-            "autoencoder": {"width": 8},
+            "adversarial": {"decoder": "convolutions", "width": 8, "critic_width": 4},
+            "autoencoder": {},
         }
         model = mixture(encoder, {name: 1.0}, {key: value for key, value in small.items() if key == name})
         clips, optimizer = some_clips(), torch.optim.AdamW(model.parameters(), 3e-3)
@@ -133,6 +133,7 @@ def test_an_encoder_whose_tokens_have_no_place_is_reconstructed_from_one_vector(
         ({"masked": 1.0}, {"masked": {"mask_ratio": 1.5}}, "masked.mask_ratio: Input should be less than 1"),
         ({"contrastive": 1.0}, {"contrastive": {"queue": 8}}, "a queue holds the keys of a momentum encoder"),
         ({"contrastive": 1.0}, {"contrastive": {"augment": {"area": 2}}}, r"contrastive.augment.area: Input should be"),
+        ({"autoencoder": 1.0}, {"autoencoder": {"width": 8}}, 'set decoder = "convolutions", or leave width out'),
         ({"attributes": 1.0}, {"attributes": {"asks": []}}, "nothing is asked"),
         ({"attributes": 1.0}, {"attributes": {"bounds": [0.5, 0.1]}}, "must rise"),
     ],
@@ -169,8 +170,9 @@ def _run(out: Path, stop_at: int | None = None) -> dict[str, Tensor]:
     torch.manual_seed(0)
     weights = {"contrastive": 1.0, "adversarial": 1.0}
     settings: dict[str, dict[str, object]] = {
-        "contrastive": {"momentum": 0.9, "queue": 12}, "adversarial": {"width": 8, "critic_width": 4}
-    }  # fmt: skip
+        "contrastive": {"momentum": 0.9, "queue": 12},
+        "adversarial": {"decoder": "convolutions", "width": 8, "critic_width": 4},
+    }
     model = mixture(vit(), weights, settings)
     augment = Augment(Preprocess(size=(16, 16)), ("a",), True, {})
     calls = [0]

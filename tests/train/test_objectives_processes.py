@@ -25,8 +25,8 @@ def _train(out: Path, strategy: str) -> None:
     weights = dict.fromkeys(OBJECTIVES, 1.0)
     settings: dict[str, dict[str, object]] = {
         "contrastive": {"momentum": 0.5, "queue": 16},
-        "adversarial": {"width": 8, "critic_width": 4, "r1": 1.0},
-        "autoencoder": {"width": 8},
+        "adversarial": {"decoder": "convolutions", "width": 8, "critic_width": 4, "r1": 1.0},
+        "autoencoder": {},
     }
     model = Mixture(teacher(), weights, resolve(weights, settings), (3, FRAMES, SIDE, SIDE))
     augment = Augment(Preprocess(size=(SIDE, SIDE)), ("a", "b"), True, {})

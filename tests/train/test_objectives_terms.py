@@ -1,5 +1,7 @@
 """The terms of the objectives against values computed in another way."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -142,10 +144,14 @@ def test_the_decoder_reaches_any_size(small: tuple[int, int, int], large: tuple[
             assert decoder(torch.zeros(1, 4, *small)).shape == (1, 3, *large)
 
 
-def test_a_perfect_reconstruction_has_no_error_and_a_frozen_one_misses_all_change() -> None:
+@pytest.mark.parametrize("since", ["before", "mean"])
+def test_a_perfect_reconstruction_has_no_error_and_a_frozen_one_misses_all_change(
+    since: Literal["before", "mean"],
+) -> None:
     clip = some_clips(3)[:, 0]
-    assert [e.item() for e in autoencoder.errors(clip, clip)] == [0.0, 0.0]
-    pixels, change = autoencoder.errors(clip.mean(2, keepdim=True).expand_as(clip), clip)
+    assert [e.item() for e in autoencoder.errors(clip, clip, since=since)] == [0.0, 0.0]
+    still = clip.mean(2, keepdim=True).expand_as(clip)
+    pixels, change = autoencoder.errors(still, clip, since=since, floor=1e-3)
     assert change.item() == pytest.approx(1.0, abs=0.01)
     assert pixels.item() == pytest.approx(clip.var(2, correction=0).mean().item(), rel=1e-4)
 
@@ -178,7 +184,7 @@ def _touched(module: nn.Module) -> bool:
 def test_each_side_of_the_adversarial_game_learns_from_its_own_term_only(side: str) -> None:
     torch.manual_seed(0)
     encoder = vit()
-    model = adversarial.build(encoder, adversarial.Config(width=8, critic_width=4, r1=1.0), CLIP)
+    model = adversarial.build(encoder, adversarial.Config(critic_width=4, r1=1.0), CLIP)
     clip = some_clips()[:, 0]
     made = model.reconstruction(clip)
     if side == "generator":
@@ -195,7 +201,7 @@ def test_each_side_of_the_adversarial_game_learns_from_its_own_term_only(side: s
 
 def test_the_discriminator_learns_to_tell_and_stays_smooth() -> None:
     torch.manual_seed(0)
-    model = adversarial.build(vit(), adversarial.Config(width=8, critic_width=4), CLIP)
+    model = adversarial.build(vit(), adversarial.Config(critic_width=4), CLIP)
     clip = some_clips()[:, 0]
     optimizer = torch.optim.AdamW(model.critic.parameters(), 3e-3)
     made = model.reconstruction(clip).detach()

@@ -5,10 +5,10 @@ the error of the changes over time, in units of each clip's own changes, is adde
 average is a good answer.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,11 +20,14 @@ __all__ = ["Autoencoder", "Config", "Reconstruction", "build", "errors", "unfit"
 
 Since = Literal["before", "mean"]
 
+_WIDTH = 64
+
 
 class Config(BaseModel):
     """``latent``: channels of the latent, at every place of the feature map or, if ``whole``, for the whole clip.
 
-    ``decoder``: several transposed convolutions (the first of ``width`` channels), or one linear layer.
+    ``decoder``: one linear layer, or several transposed convolutions, the first of ``width`` channels (64 unless said;
+    better with ``whole``: one linear layer from a vector to a whole clip is very large).
     ``change``: weight of the changes' error. They are counted ``since`` the frame before, or since the clip's mean
     picture, of which a narrow latent can hold far more, because it is smoother in time.
     ``coarse``: both errors are of means over squares of so many pixels. ``floor``: under a clip's own changes (mean
@@ -35,16 +38,22 @@ class Config(BaseModel):
 
     latent: int = Field(default=32, ge=1)
     whole: bool = False
-    decoder: Literal["convolutions", "linear"] = "convolutions"
-    width: int = Field(default=64, ge=8)
+    decoder: Literal["linear", "convolutions"] = "linear"
+    width: int | None = Field(default=None, ge=8)
     change: float = Field(default=1.0, ge=0)
-    since: Since = "before"
+    since: Since = "mean"
     coarse: int = Field(default=1, ge=1)
-    floor: float = Field(default=1e-3, gt=0)
+    floor: float = Field(default=1e-2, gt=0)
+
+    @model_validator(mode="after")
+    def _width_needs_convolutions(self) -> Self:
+        if self.width is not None and self.decoder == "linear":
+            raise ValueError('width is that of convolutions: set decoder = "convolutions", or leave width out')
+        return self
 
 
 def errors(
-    made_BCTHW: Tensor, clip_BCTHW: Tensor, coarse: int = 1, since: Since = "before", floor: float = 1e-3
+    made_BCTHW: Tensor, clip_BCTHW: Tensor, coarse: int = 1, since: Since = "mean", floor: float = 1e-2
 ) -> tuple[Tensor, Tensor]:
     """Mean squared error of the pixels, and that of their changes over time as a share of each clip's changes.
 
@@ -80,7 +89,7 @@ class Reconstruction(nn.Module):
         self.decoder = (
             LinearDecoder(config.latent, small, large)
             if config.decoder == "linear"
-            else ClipDecoder(config.latent, small, large, config.width)
+            else ClipDecoder(config.latent, small, large, config.width or _WIDTH)
         )
 
     def forward(self, clip_BCTHW: Tensor) -> Tensor:
