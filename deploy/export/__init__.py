@@ -12,18 +12,19 @@ from typing import Any
 
 import numpy as np
 
+from deploy.chatter import hushed
 from deploy.export.asked import asked_of, targets_of
 from deploy.export.limits import find_blockers
 from deploy.export.litert import float_litert, int8_litert
 from deploy.export.onnx import NEWEST, float_onnx, int8_onnx
 from deploy.export.openvino import float_openvino, int8_openvino
-from deploy.export.step import Feeds, feeds_of, flat_step, golden_of, hushed
+from deploy.export.step import Feeds, feeds_of, flat_step, golden_of
 from deploy.export.targeted import Sources, add_targets
 from deploy.export.torch import float_torch
 from deploy.runtimes.litert_runtime import batch_file
 from deploy.vela_config import MemorySystem
 from deploy.verify import check_artefact
-from toolkit.bundle import Artefact, Bundle, Manifest, Precision, create_bundle, open_bundle
+from toolkit.bundle import Artefact, Bundle, Golden, Manifest, Precision, create_bundle, open_bundle
 from toolkit.contract import Answer, Array, Contract
 from toolkit.errors import UserError
 from toolkit.preprocess import Preprocess
@@ -56,7 +57,7 @@ def export_bundle(
         MissingDependency, MissingTool: an exporter's library, or a chip's compiler, is not installed.
     """
     contract: Contract = model.contract().model_copy(update={"answer": answer})
-    chips, asked = asked_of(runtimes, precisions, targets, board)
+    chips, asked = asked_of(runtimes, precisions, targets, board, batches)
     wanted, left_out = _possible(model, contract, asked, rollouts)
     golden = golden_of(model, golden_frames)
     lineage = {**lineage, "left_out": left_out} if left_out else lineage
@@ -70,25 +71,29 @@ def export_bundle(
     ):
         _need_room(model, Path(scratch))
         maker = _Maker(model, contract, rollouts, Path(scratch), plain)
-        artefacts = []
-        for runtime, precision in track(wanted, "export"):
-            entry = _FILES[runtime]
-            artefact = Artefact(runtime=runtime, precision=precision, entry=entry)
-            folder = staging / artefact.folder
-            with hushed():
-                maker.make(runtime, precision)
-                for batch in batches if runtime == "litert" else ():
-                    maker.make_batch(precision, batch)
-            _copy(maker.folder(runtime, precision), folder)
-            result = check_artefact(folder, artefact, contract, golden)
-            note(f"  {artefact.key}: {result.summary}")
-            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-            metrics = {"size_bytes": float(size), **result.metrics}
-            artefacts.append(artefact.model_copy(update={"metrics": metrics}))
+        artefacts = [_add(maker, pair, batches, staging, golden) for pair in track(wanted, "export")]
         sources = Sources(flat_step(model), contract, maker.feeds, Path(scratch))
         artefacts += add_targets(chips, sources, staging, golden)
         _put(manifest, tuple(artefacts))
     return open_bundle(path)
+
+
+def _add(
+    maker: "_Maker", pair: tuple[str, Precision], batches: Sequence[int], staging: Path, golden: Golden
+) -> Artefact:
+    """Make one artefact's files, put them into ``staging``, and check their answers there."""
+    runtime, precision = pair
+    artefact = Artefact(runtime=runtime, precision=precision, entry=_FILES[runtime])
+    folder = staging / artefact.folder
+    with hushed():
+        maker.make(runtime, precision)
+        for batch in batches if runtime == "litert" else ():
+            maker.make_batch(precision, batch)
+    _copy(maker.folder(runtime, precision), folder)
+    result = check_artefact(folder, artefact, maker.contract, golden)
+    note(f"  {artefact.key}: {result.summary}")
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return artefact.model_copy(update={"metrics": {"size_bytes": float(size), **result.metrics}})
 
 
 def _possible(
@@ -145,7 +150,7 @@ class _Maker:
         self, model: Any, contract: Contract, rollouts: list[Array], scratch: Path, plain: bool = False
     ) -> None:
         self._step = flat_step(model)
-        self._contract = contract
+        self.contract = contract
         self._known = None if plain or not contract.states else contract  # what int8 files are told of the states
         self._rollouts = rollouts
         self._scratch = scratch
@@ -159,7 +164,7 @@ class _Maker:
 
     def feeds(self) -> Feeds:
         if self._feeds is None:
-            self._feeds = feeds_of(self._step, self._contract, self._rollouts)
+            self._feeds = feeds_of(self._step, self.contract, self._rollouts)
         return self._feeds
 
     def make(self, runtime: str, precision: str) -> Path:
@@ -169,9 +174,9 @@ class _Maker:
             return path
         match runtime, precision:
             case "torch", _:
-                float_torch(self._step, self._contract, path)
+                float_torch(self._step, self.contract, path)
             case "onnxruntime", "fp32":
-                float_onnx(self._step, self._contract, path, opset=NEWEST, batch=None)
+                float_onnx(self._step, self.contract, path, opset=NEWEST, batch=None)
             case "onnxruntime", _:
                 int8_onnx(self.make("onnxruntime", "fp32"), self.feeds(), path, self._known)
             case "openvino", "fp32":
@@ -179,7 +184,7 @@ class _Maker:
             case "openvino", _:
                 int8_openvino(self.make("openvino", "fp32"), self.feeds(), path, self._known)
             case "litert", "fp32":
-                float_litert(self._step, self._contract, path)
+                float_litert(self._step, self.contract, path)
             case _:
                 int8_litert(self.make("litert", "fp32"), self.feeds(), path)
         return path
@@ -188,7 +193,7 @@ class _Maker:
         """LiteRT's file for ``batch`` streams, beside the plain one."""
         source = batch_file(self._scratch / "litert-batches" / _FILES["litert"], batch)
         if not source.exists():
-            float_litert(self._step, self._contract, source, batch)
+            float_litert(self._step, self.contract, source, batch)
         path = batch_file(self.file("litert", precision), batch)
         if precision == "fp32":
             shutil.copyfile(source, path)

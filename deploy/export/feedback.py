@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from deploy.export.litert import SIGNATURE, calibrated
+from deploy.chatter import without_news
+from deploy.export.litert import SIGNATURE, calibrated, quantised
 from deploy.export.ranges import groups_of, shared_ranges, unequal_states
 from deploy.export.step import Feeds
-from deploy.runtimes.stderr_news import without_news
 from toolkit.contract import Contract
 
 __all__ = ["equal_states", "feedback_litert", "state_quantisation"]
@@ -31,7 +31,7 @@ def feedback_litert(source: Path, contract: Contract, feeds: Feeds, path: Path) 
     """
     tool, ranges = calibrated(source, feeds, float_ends=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(tool.quantize(equal_states(source, contract, ranges)).quantized_model)
+    path.write_bytes(quantised(tool, equal_states(source, contract, ranges)))
     unequal_states(state_quantisation(path, contract))
 
 

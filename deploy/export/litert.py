@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from deploy.chatter import without_news
 from deploy.export.step import Feeds, sample_inputs
 from toolkit.contract import Contract
 from toolkit.errors import MissingDependency
 
-__all__ = ["SIGNATURE", "calibrated", "float_litert", "int8_litert"]
+__all__ = ["SIGNATURE", "calibrated", "float_litert", "int8_litert", "quantised"]
 
 #: The one signature of a file that litert-torch writes.
 SIGNATURE = "serving_default"
@@ -26,8 +27,10 @@ _FIRST = {4: (0, 3, 1, 2), 5: (0, 4, 1, 2, 3)}
 def float_litert(step: Any, contract: Contract, path: Path, batch: int = 1) -> None:
     """Convert the step with named NHWC inputs and outputs for a fixed batch."""
     try:
-        import litert_torch
         import torch
+
+        with without_news():
+            import litert_torch
     except ImportError as error:
         raise MissingDependency("litert-torch", "export-litert") from error
     first, *others = contract.input_names
@@ -48,14 +51,15 @@ def float_litert(step: Any, contract: Contract, path: Path, batch: int = 1) -> N
         for name, value in zip(contract.input_names, sample_inputs(contract, batch), strict=True)
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    litert_torch.convert(Named().eval(), sample_kwargs=samples).export(str(path))
+    with without_news():
+        litert_torch.convert(Named().eval(), sample_kwargs=samples).export(str(path))
 
 
 def int8_litert(source: Path, feeds: Feeds, path: Path) -> None:
     """Static int8 weights and activations; inputs and outputs stay float."""
     tool, ranges = calibrated(source, feeds, float_ends=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(tool.quantize(ranges).quantized_model)
+    path.write_bytes(quantised(tool, ranges))
 
 
 def calibrated(source: Path, feeds: Feeds, float_ends: bool) -> tuple[Any, dict[str, Any]]:
@@ -75,8 +79,15 @@ def calibrated(source: Path, feeds: Feeds, float_ends: bool) -> tuple[Any, dict[
         )
     samples = [{n: np.ascontiguousarray(v.transpose(_LAST[v.ndim])) for n, v in feed.items()} for feed in feeds]
     meter = calibrator.Calibrator(source.read_bytes(), num_threads=2, qsv_update_func=_widest)
+    meter._get_total_operations = lambda dataset: 0  # below a hundred it shows no bar, which 0.10 has no option for
     meter.calibrate({SIGNATURE: samples}, tool._recipe_manager)  # 0.10 has no public way to pass a calibrator
     return tool, meter.get_model_qsvs()
+
+
+def quantised(tool: Any, ranges: dict[str, Any]) -> bytes:
+    """The int8 file, without a word about it."""
+    made = tool.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+    return bytes(made.quantized_model)
 
 
 def _widest(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

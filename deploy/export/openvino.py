@@ -5,7 +5,10 @@ oneDNN (3.x, in OpenVINO 2026.4) run them with its fast int8 kernels, which know
 map anew for each of its users; they are made to share one quantiser, which OpenVINO fuses into the convolution.
 """
 
+import contextlib
+import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,20 @@ def float_openvino(source: Path, path: Path) -> None:
     except ImportError as error:
         raise MissingDependency("openvino", "export") from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    _save(openvino, openvino.convert_model(str(source)), path)
+    with _others_heard():
+        model = openvino.convert_model(str(source))
+    _save(openvino, model, path)
+
+
+@contextlib.contextmanager
+def _others_heard() -> Iterator[None]:
+    """OpenVINO 2026.4's convert_model sets the root logger to ERROR for its time, and so silences the whole program."""
+    root = logging.getLogger()
+    root.setLevel = lambda level: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del root.setLevel
 
 
 def int8_openvino(source: Path, feeds: Feeds, path: Path, contract: Contract | None = None) -> None:

@@ -4,13 +4,7 @@ Calibrating int8 on real stream rollouts matters: on zero states or shuffled fra
 signal-to-noise ratio drops by more than 10 dB.
 """
 
-import contextlib
 import copy
-import logging
-import os
-import sys
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +13,7 @@ from toolkit.bundle import Golden
 from toolkit.contract import Array, Contract
 from toolkit.errors import MissingDependency
 
-__all__ = ["Feeds", "feeds_of", "flat_step", "free_batch", "golden_of", "hushed", "sample_inputs"]
+__all__ = ["Feeds", "feeds_of", "flat_step", "free_batch", "golden_of", "sample_inputs"]
 
 #: One dict of graph inputs per step of a rollout.
 Feeds = list[dict[str, Array]]
@@ -119,26 +113,3 @@ def golden_of(model: Any, frames: Array) -> Golden:
                 logits, *states = step(torch.from_numpy(frame[None].copy()), *states)
                 answers.append(logits)
     return Golden(np.ascontiguousarray(frames, np.float32), torch.cat(answers).numpy())
-
-
-@contextlib.contextmanager
-def hushed() -> Iterator[None]:
-    """Keep exporters' chatter off the terminal, what they print from C too; what goes wrong is an exception."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = [os.dup(1), os.dup(2)]
-    with open(os.devnull, "w") as null, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            os.dup2(null.fileno(), 1)
-            os.dup2(null.fileno(), 2)
-            with contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
-                yield
-        finally:
-            os.dup2(saved[0], 1)
-            os.dup2(saved[1], 2)
-            for handle in saved:
-                os.close(handle)
-            logging.disable(before)

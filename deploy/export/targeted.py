@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deploy.chatter import hushed
 from deploy.estimate import Estimate
 from deploy.export import qnn, rknn, tensorrt, vela
 from deploy.export.feedback import feedback_litert
@@ -18,7 +19,7 @@ from deploy.export.litert import float_litert
 from deploy.export.onnx import float_onnx
 from deploy.export.qdq import Activations, Prepare, qdq_onnx
 from deploy.export.rewrite import for_npu
-from deploy.export.step import Feeds, hushed
+from deploy.export.step import Feeds
 from deploy.targets import Target
 from deploy.verify import check_artefact
 from devices.tools import python_of, tool_called

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deploy.chatter import without_news
 from deploy.runtimes import litert_runtime
 from deploy.runtimes.base import Availability, Options, StepSession, check_device
-from deploy.runtimes.stderr_news import without_news
 from deploy.runtimes.tflite_file import check_whole
 from deploy.runtimes.tool_session import one_stream
 from deploy.targets import REFERENCE

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from deploy.chatter import without_news
 from deploy.runtimes.base import Missing, StepSession
-from deploy.runtimes.stderr_news import without_news
 from devices.probe import probe
 from toolkit.contract import Array, Contract, Placement
 from toolkit.errors import BundleError, UnavailableDevice, UserError

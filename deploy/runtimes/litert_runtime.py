@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from deploy.chatter import without_news
 from deploy.runtimes.base import Availability, Options, StepSession, check_form, choose_device
 from deploy.runtimes.litert_compiled import CompiledSession, gpu_trouble
-from deploy.runtimes.stderr_news import without_news
 from deploy.runtimes.tflite_file import check_whole
 from toolkit.bundle import Artefact
 from toolkit.contract import Array, Contract, Placement

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import deploy.export as export_module
+from deploy.chatter import hushed
 from deploy.export import export_bundle, golden_of, targets_of
 from deploy.export.onnx import float_onnx
-from deploy.export.step import feeds_of, flat_step, hushed, sample_inputs
+from deploy.export.step import feeds_of, flat_step, sample_inputs
 from deploy.runtimes import open_session
 from deploy.verify import compare, replay, verify
 from tests.deploy import clips

@@ -8,10 +8,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from deploy.chatter import hushed
 from deploy.export import export_bundle
 from deploy.export.integers import integer_states
 from deploy.export.onnx import float_onnx, int8_onnx
-from deploy.export.step import feeds_of, flat_step, hushed
+from deploy.export.step import feeds_of, flat_step
 from deploy.runtimes import Options, load, open_session
 from deploy.verify import compare, replay, verify
 from tests.deploy.conftest import SIDE, lively_student, streams

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deploy.chatter import hushed
 from deploy.estimate import estimate_of_vela, load_estimate
 from deploy.export.feedback import feedback_litert, state_quantisation
 from deploy.export.litert import int8_litert
 from deploy.export.ranges import groups_of, shared_ranges, unequal_states
-from deploy.export.step import feeds_of, flat_step, hushed
+from deploy.export.step import feeds_of, flat_step
 from deploy.export.vela import BOARD as VELA_INI
 from deploy.export.vela import ENTRY, compile_vela
 from deploy.runtimes import Options, available, load

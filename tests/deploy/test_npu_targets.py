@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 
+from deploy.chatter import hushed
 from deploy.doctor import diagnose
 from deploy.estimate import estimate_of_rknn
 from deploy.export import export_bundle, targets_of
@@ -17,7 +18,7 @@ from deploy.export.limits import find_blockers
 from deploy.export.onnx import float_onnx
 from deploy.export.qdq import Activations, qdq_onnx
 from deploy.export.rewrite import for_npu
-from deploy.export.step import feeds_of, flat_step, hushed, sample_inputs
+from deploy.export.step import feeds_of, flat_step, sample_inputs
 from deploy.runtimes import RUNTIMES, Options, available, load, open_session, working
 from deploy.targets import COMPILED, SOURCE, TARGETS, target_called, targets_for
 from deploy.verify import compare, replay, verify

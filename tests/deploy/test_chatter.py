@@ -1,14 +1,17 @@
-"""The error stream while LiteRT makes an interpreter: its news stay off, every other line arrives."""
+"""What libraries say unasked stays off, with LiteRT as in an export; every other line arrives."""
 
+import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
 
-from deploy.runtimes.stderr_news import without_news
+from deploy.chatter import hushed, without_news
 from tests.deploy.test_conformance import HAS_COMPILED
 from toolkit.bundle import Bundle
 
@@ -54,14 +57,14 @@ print("the end", file=sys.stderr)
 """
 _DIE = """
 import os
-from deploy.runtimes.stderr_news import without_news
+from deploy.chatter import hushed, without_news
 with without_news():
     os.write(2, b"the library's last words\\n")
     os.abort()
 """
 _HALF = """
 import io, os, sys
-from deploy.runtimes.stderr_news import without_news
+from deploy.chatter import hushed, without_news
 sys.stderr = io.TextIOWrapper(open(2, "wb", closefd=False))  # buffered whole, as in a file
 sys.stderr.write("half a line")
 with without_news():
@@ -70,10 +73,61 @@ with without_news():
 """
 _CLOSED = """
 import os
-from deploy.runtimes.stderr_news import without_news
+from deploy.chatter import hushed, without_news
 os.close(2)
 with without_news():
     print("ran")
+"""
+
+_CRASH = """
+import os, sys
+from pathlib import Path
+import torch
+from deploy.chatter import hushed
+from deploy.export.litert import float_litert
+from tests.deploy.conftest import lively_student
+
+class Broken(torch.nn.Module):
+    def forward(self, frame, *states):
+        os.write(2, b"the converter's last words\\n")
+        os.abort()
+
+with hushed():
+    print("before the crash", flush=True)
+    float_litert(Broken(), lively_student().contract(), Path(sys.argv[1]))
+"""
+_EXPORT = """
+import logging, os, sys, threading, warnings
+from pathlib import Path
+from deploy.export import export_bundle
+from tests.deploy.conftest import lively_student, streams
+from toolkit.preprocess import Preprocess
+from toolkit.progress import quiet
+logging.basicConfig(format="logged %(message)s")
+over = threading.Event()
+
+def talk():
+    turn = 0
+    while not over.wait(0.25):
+        turn += 1
+        print(f"printed {turn}", flush=True)
+        print(f"told {turn}", file=sys.stderr, flush=True)
+        os.write(1, f"C out {turn}\\n".encode())
+        os.write(2, f"C err {turn}\\n".encode())
+        logging.warning(f"{turn}")
+        warnings.warn_explicit(f"warned {turn}", UserWarning, "there.py", turn)
+    os.write(1, f"turns {turn}\\n".encode())
+
+talker = threading.Thread(target=talk)
+talker.start()
+with quiet():
+    export_bundle(
+        lively_student(), path=Path(sys.argv[1]), name="b", labels=("a", "b", "c", "d"),
+        preprocess=Preprocess(size=(32, 32)), rollouts=streams(1, 4), golden_frames=streams(1, 4)[0],
+        runtimes=sys.argv[2].split(","), precisions=("fp32", "int8"), lineage={},
+    )
+over.set()
+talker.join()
 """
 
 
@@ -183,3 +237,74 @@ def test_without_an_error_stream_the_block_runs() -> None:
 def test_half_a_line_of_python_stays_before_what_the_library_writes() -> None:
     done = _child("-c", _HALF)
     assert done.stderr == "half a line, the library's, the rest\n"
+
+
+def test_the_last_words_of_a_crash_arrive_though_nobody_hunts_it() -> None:
+    if sys.platform != "linux":
+        pytest.skip("nothing waits beside the block on this system")
+    done = _child("-c", _DIE, PYTHONFAULTHANDLER="")
+    assert done.returncode == -signal.SIGABRT
+    assert done.stderr == "the library's last words\n"
+
+
+def test_a_process_killed_inside_the_block_leaves_its_lines() -> None:
+    if sys.platform != "linux":
+        pytest.skip("nothing waits beside the block on this system")
+    done = _child("-c", _DIE.replace("os.abort()", "os.kill(os.getpid(), 9)"), PYTHONFAULTHANDLER="")
+    assert (done.returncode, done.stderr) == (-signal.SIGKILL, "the library's last words\n")
+
+
+def test_without_a_shell_the_block_holds_all_the_same() -> None:
+    """A board may have none."""
+    code = "import deploy.chatter as c; c._SHELL = '/no/such/shell'" + _DIE.replace("os.abort()", "")
+    done = _child("-c", code.replace("the library's last words", "INFO: news"))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_a_crash_in_a_converter_says_last_arrives(tmp_path: Path) -> None:
+    pytest.importorskip("litert_torch")
+    done = _child("-c", _CRASH, str(tmp_path / "a.tflite"), PYTHONFAULTHANDLER="")
+    assert done.returncode == -signal.SIGABRT
+    assert "the converter's last words\n" in done.stderr
+    assert done.stdout == "before the crash\n" or done.stdout.startswith("before the crash\n(")
+
+
+@pytest.mark.parametrize(
+    "runtimes", ["onnxruntime,openvino", pytest.param("torch,onnxruntime,openvino,litert", marks=pytest.mark.slow)]
+)
+def test_an_export_says_nothing_and_loses_no_line_of_another_thread(runtimes: str, tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    done = _child("-c", _EXPORT, str(tmp_path / "b.vidon"), runtimes)
+    assert done.returncode == 0, done.stderr
+    turns = int(done.stdout.partition("turns ")[2])
+    assert turns > 10
+    numbers = range(1, turns + 1)
+    said = sorted(line for line in done.stdout.splitlines() if not line.startswith("turns "))
+    assert said == sorted(f"{how} {turn}" for how in ("printed", "C out") for turn in numbers)
+    heard = [f"{how} {turn}" for how in ("told", "C err", "logged") for turn in numbers]
+    heard += [f"there.py:{turn}: UserWarning: warned {turn}" for turn in numbers]
+    assert sorted(done.stderr.splitlines()) == sorted(heard)
+
+
+def test_a_warning_a_record_and_a_line_of_others_pass_while_exporters_are_hushed(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        _speak()
+    assert [str(each.message) for each in warned] == ["the batch will not be used"]
+    assert caplog.messages == ["something else"]
+    assert capsys.readouterr().out == "(00:01) it started\n\n"
+
+
+def _speak() -> None:
+    with hushed():
+        warnings.warn("# The axis name: t will not be used, since it shares the same shape constraints", stacklevel=1)
+        warnings.warn("the batch will not be used", stacklevel=1)
+        logging.getLogger("torchao").warning("Failed to load a library")
+        logging.getLogger("torchao").warning("something else")
+        print("\x1b[36m(00:01)\x1b[0m [START] Convert > and\nmore")
+        sys.stdout.write("Statistics collection ---- 100%")
+        sys.stdout.write("\n")
+        print("(00:01) it started")
+        print()
