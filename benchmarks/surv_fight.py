@@ -14,6 +14,7 @@ stream; every other row is compared with it clip by clip. The design itself was 
 import argparse
 import csv
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,28 @@ from train.probe import Probe, choose_strength, clip_means, fit_probe, install
 LABELS = ("fight", "noFight")
 PEER = "peer (MoViNet-A0 stream, probe on all layers)"
 SEEDS = (0, 1, 2)
-STUDENT = (13, (160, 224))  # residual blocks kept, picture (H, W)
+FOLDS = (0, 1, 2, 3)
+View = tuple[int, tuple[int, int]]  # residual blocks kept, picture (H, W)
+STUDENT: View = (13, (160, 224))
 TEACHER = ((10, (160, 224)), STUDENT, (16, (160, 224)))
+
+
+@dataclass(frozen=True, slots=True)
+class Clips:
+    """N clips below ``data``; labels: int (N,) places in LABELS; folds: int (N,)."""
+
+    data: Path
+    rows: list[dict[str, str]]
+    labels: np.ndarray
+    folds: np.ndarray
+
+
+def read_clips(data: Path) -> Clips:
+    """The clips of ``labels.csv``."""
+    with (data / "labels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    labels = np.array([LABELS.index(row["label"]) for row in rows])
+    return Clips(data, rows, labels, np.array([int(row["fold"]) for row in rows]))
 
 
 def view(blocks: int, size: tuple[int, int]) -> tuple[StreamStudent, Preprocess]:
@@ -75,18 +96,18 @@ def fitted(feats: np.ndarray, labels: np.ndarray, folds: np.ndarray, fold: int) 
     return fit_probe(feats[training], labels[training], 2, strength), strength
 
 
-def exported(rows: list[dict[str, str]], data: Path, feats: np.ndarray, labels: np.ndarray, folds: np.ndarray,
-             fold: int, seed: int, work: Path) -> Bundle:  # fmt: skip
+def exported(clips: Clips, feats: np.ndarray, fold: int, seed: int, work: Path) -> Bundle:
     """The student trained without ``fold`` (-1: on every clip), as a bundle."""
     path = work / (f"fold{fold}-seed{seed}.vidon" if fold >= 0 else "fight.vidon")
     if path.is_dir():
         return open_bundle(path)
-    training = folds != fold
-    probe, strength = fitted(feats, labels, folds, fold)
+    training = clips.folds != fold
+    probe, strength = fitted(feats, clips.labels, clips.folds, fold)
     student, preprocess = view(*STUDENT)
     install(student, probe)
     chosen = np.random.default_rng(seed).choice(np.flatnonzero(training), 17, replace=False)
-    streams = [preprocess.normalise(read_pictures(data / rows[i]["path"], preprocess, 24)) for i in chosen]
+    paths = [clips.data / clips.rows[i]["path"] for i in chosen]
+    streams = [preprocess.normalise(read_pictures(path, preprocess, 24)) for path in paths]
     return export_bundle(
         student, path=path, name="fight", labels=LABELS, preprocess=preprocess, rollouts=streams[:16],
         golden_frames=streams[16], runtimes=("litert",) if fold >= 0 else tuple(RUNTIMES),
@@ -105,6 +126,73 @@ def latency(bundle: Bundle, peer: Path) -> dict[str, Any]:
     return {name: value.as_dict() for name, value in bench_calls(calls, 300, 20, "latency").items()}
 
 
+def probed(clips: Clips, feats: np.ndarray) -> np.ndarray:
+    """Held-out logits (N, K), each fold's strength chosen inside the others."""
+    logits = np.zeros((len(clips.rows), len(LABELS)))
+    for fold in FOLDS:
+        held = clips.folds == fold
+        logits[held] = fitted(feats, clips.labels, clips.folds, fold)[0](feats[held])
+    return logits
+
+
+def answered(clips: Clips, feats: np.ndarray, seed: int, work: Path) -> list[bool]:
+    """Which clips the exported int8 file, made without their fold, answers rightly."""
+    right = np.zeros(len(clips.rows), bool)
+    for fold in FOLDS:
+        bundle = exported(clips, feats, fold, seed, work)
+        held = np.flatnonzero(clips.folds == fold)
+        session = open_session(bundle, "litert-int8")
+        items = [(clips.data / clips.rows[i]["path"], clips.rows[i]["label"]) for i in held]
+        preprocess, title = bundle.manifest.preprocess, f"fold {fold} seed {seed}"
+        right[held] = evaluate(session, items, LABELS, preprocess, title).correct
+        session.close()
+    return [bool(a) for a in right]
+
+
+def judged(clips: Clips, views: dict[View, np.ndarray], peer: Path, work: Path) -> dict[str, list[list[bool]]]:
+    """Row of the table -> for each run, which clips were answered rightly."""
+
+    def right(feats: list[np.ndarray]) -> list[bool]:
+        return [bool(x) for x in np.mean([probed(clips, f) for f in feats], axis=0).argmax(1) == clips.labels]
+
+    correct: dict[str, list[list[bool]]] = {}
+    if peer.is_dir():
+        layers = peer_features(clips.rows, clips.data, peer, work)
+        correct[PEER] = [right([np.concatenate(layers, 1)[:, None]])]
+    return correct | {
+        "teacher (three float probes)": [right(list(views.values()))],
+        "student, float": [right([views[STUDENT]])],
+        "student, exported int8": [answered(clips, views[STUDENT], seed, work) for seed in SEEDS],
+    }
+
+
+def tabled(clips: Clips, correct: dict[str, list[list[bool]]]) -> tuple[list[list[str]], dict[str, Any]]:
+    """(rows of the table, the figures behind them): by fold, their mean and spread, and against the peer."""
+    table, data = [], {}
+    reference = correct.get(PEER, [None])[0]
+    for name, runs in correct.items():
+        means = [[float(np.mean(np.array(run)[clips.folds == fold])) for fold in FOLDS] for run in runs]
+        mean = float(np.mean(means))
+        spread = float(np.std([np.mean(m) for m in means]))
+        p = None if reference is None or name == PEER else [mcnemar(run, reference) for run in runs]
+        by_fold = [f"{np.mean([m[f] for m in means]):.3f}" for f in FOLDS]
+        against_peer = "" if p is None else ", ".join(f"{x:.3f}" for x in p)
+        table.append(
+            [name, *by_fold, f"**{mean:.3f}**", f"{spread:.3f}" if len(runs) > 1 else "convex fit", against_peer]
+        )
+        data[name] = {"folds": means, "mean": mean, "spread": spread, "mcnemar_vs_peer": p,
+                      "correct": [[int(x) for x in run] for run in runs]}  # fmt: skip
+    return table, data
+
+
+def captioned(times: dict[str, Any]) -> str:
+    """What the table is of, and how fast a step is next to the peer's."""
+    step = times["student litert-int8"]["p50_ms"]
+    against = {n: v["p50_ms"] / step for n, v in times.items() if n.startswith("MoViNet")}
+    ratios = ", ".join(f"{value:.1f}x faster than {name}" for name, value in against.items())
+    return f"Mean over four folds, {len(SEEDS)} seeds. One int8 step takes {step:.2f} ms on one thread: {ratios}."
+
+
 def main() -> None:
     """Run, print, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -115,77 +203,17 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(2)
-    with (args.data / "labels.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    labels = np.array([LABELS.index(row["label"]) for row in rows])
-    folds = np.array([int(row["fold"]) for row in rows])
-    views = [features(rows, args.data, *v, args.work) for v in TEACHER]
-    own = views[TEACHER.index(STUDENT)]
-
-    def probed(feats: np.ndarray) -> np.ndarray:
-        """Held-out logits (N, K), each fold's strength chosen inside the others."""
-        logits = np.zeros((len(rows), 2))
-        for fold in range(4):
-            logits[folds == fold] = fitted(feats, labels, folds, fold)[0](feats[folds == fold])
-        return logits
-
-    def right(views: list[np.ndarray]) -> list[bool]:
-        return [bool(x) for x in np.mean([probed(v) for v in views], axis=0).argmax(1) == labels]
-
-    correct: dict[str, list[list[bool]]] = {}
-    if args.peer.is_dir():
-        layers = peer_features(rows, args.data, args.peer, args.work)
-        correct[PEER] = [right([np.concatenate(layers, 1)[:, None]])]
-    correct |= {
-        "teacher (three float probes)": [right(views)],
-        "student, float": [right([own])],
-        "student, exported int8": [],
-    }
-    for seed in SEEDS:
-        answers = np.zeros(len(rows), bool)
-        for fold in range(4):
-            bundle = exported(rows, args.data, own, labels, folds, fold, seed, args.work)
-            held = np.flatnonzero(folds == fold)
-            session = open_session(bundle, "litert-int8")
-            items = [(args.data / rows[i]["path"], rows[i]["label"]) for i in held]
-            answers[held] = evaluate(
-                session, items, LABELS, bundle.manifest.preprocess, f"fold {fold} seed {seed}"
-            ).correct
-            session.close()
-        correct["student, exported int8"].append([bool(a) for a in answers])
-    times = latency(bundle, args.peer)
-    whole = exported(rows, args.data, own, labels, folds, -1, 0, args.work)
+    clips = read_clips(args.data)
+    views = {view: features(clips.rows, args.data, *view, args.work) for view in TEACHER}
+    correct = judged(clips, views, args.peer, args.work)
+    times = latency(exported(clips, views[STUDENT], FOLDS[-1], SEEDS[-1], args.work), args.peer)
+    whole = exported(clips, views[STUDENT], -1, 0, args.work)
     print(
         f"trained on every clip, for clips from elsewhere:  vidon evaluate {whole.root} -a litert-int8 --data clips.csv"
     )
-    table, data = [], {}
-    reference = correct.get(PEER, [None])[0]
-    for name, runs in correct.items():
-        means = [[float(np.mean(np.array(run)[folds == fold])) for fold in range(4)] for run in runs]
-        mean = float(np.mean(means))
-        spread = float(np.std([np.mean(m) for m in means]))
-        p = None if reference is None or name == PEER else [mcnemar(run, reference) for run in runs]
-        by_fold = [f"{np.mean([m[f] for m in means]):.3f}" for f in range(4)]
-        against_peer = "" if p is None else ", ".join(f"{x:.3f}" for x in p)
-        table.append(
-            [name, *by_fold, f"**{mean:.3f}**", f"{spread:.3f}" if len(runs) > 1 else "convex fit", against_peer]
-        )
-        data[name] = {"folds": means, "mean": mean, "spread": spread, "mcnemar_vs_peer": p,
-                      "correct": [[int(x) for x in run] for run in runs]}  # fmt: skip
-    step = times["student litert-int8"]["p50_ms"]
-    against = {n: v["p50_ms"] / step for n, v in times.items() if n.startswith("MoViNet")}
-    ratios = ", ".join(f"{value:.1f}x faster than {name}" for name, value in against.items())
-    caption = f"Mean over four folds, {len(SEEDS)} seeds. One int8 step takes {step:.2f} ms on one thread: {ratios}."
-    columns = [
-        "",
-        "fold 0",
-        "fold 1",
-        "fold 2",
-        "fold 3",
-        "mean",
-        "spread over seeds",
-        "McNemar p against the peer",
-    ]
+    table, data = tabled(clips, correct)
+    caption = captioned(times)
+    columns = ["", *(f"fold {fold}" for fold in FOLDS), "mean", "spread over seeds", "McNemar p against the peer"]
     path = save("surv_fight", caption, columns, table, {"accuracy": data, "latency_one_thread": times})
     print(json.dumps({n: d["mean"] for n, d in data.items()}, indent=1), caption, path, sep="\n")
 

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import UserError
+from toolkit.progress import note
 from toolkit.recipe import FinetuneConfig, Recipe
 from train.data.augment import ClipAugment
 from train.data.batch import Batch
 from train.detect.clip import ClipDetector
 from train.evaluate import judge_split
-from train.loop import Plan, fit
+from train.loop import BatchLoss, Plan, fit
 from train.models.pretrained import start_from
 from train.models.registry import module_of
-from train.models.store import Loaded, Model, build, load_model
+from train.models.store import ClipModel, Loaded, Model, build, load_model
 from train.models.student import StreamStudent
 from train.stages.common import Data, card_of, parents_of, run_stage, validator
 from train.stages.detect import detect_encoder
@@ -45,55 +46,75 @@ def finetune(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
         return detect_encoder(recipe, out, init)
     module_of(recipe.teacher.encoder)  # a misspelt name is told before anything is decoded
     start = load_model(init) if init is not None else None
-    config = recipe.finetune
-    seeks = config.task == "retrieval"
+    if start is not None and recipe.teacher.pretrained is not None:
+        note(f"teacher.pretrained = {recipe.teacher.pretrained!r} is not used: --init {init} comes first")
 
     def work(data: Data) -> Model:
-        torch.manual_seed(config.seed)
-        teacher = build(card_of(recipe, "teacher", data.index.labels))
-        assert not isinstance(teacher, StreamStudent | ClipDetector)
-        if start is not None:
-            _copy_encoder(start, teacher)
-        else:
-            start_from(teacher, recipe.teacher.pretrained)
-        teacher.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        rates = layer_rates(teacher.layers(), config)
-        frozen = frozen_norms(teacher, rates)
-        labels, pre = data.index.labels, recipe.preprocess
-        many = data.index.multi_label
-        task = Retrieval(labels) if seeks else Classification(labels, many, config.label_smoothing)
-        turning = recipe.data.mirror and not recipe.data.flips
-        augment = ClipAugment(data.augment, config, len(labels), turning)
-
-        def loss(batch: Batch, generator: torch.Generator) -> Tensor:
-            for norm in frozen:
-                norm.eval()  # the loop has put the whole model into training mode
-            clips, labels = augment(batch.first, batch.labels, generator)
-            clips = clips.transpose(1, 2)
-            return task.loss(replace(batch, labels=labels), teacher.embed(clips) if seeks else teacher(clips))
-
-        validate = (
-            seeker(teacher, data.val, pre, task) if isinstance(task, Retrieval) else validator(teacher, data, recipe)
-        )
-        fit(Plan("fine-tune teacher", teacher, loss, config, validate, rates, run=recipe.run), data.train, out)
-        if isinstance(task, Retrieval):
-            fit_head(teacher, data.train, pre, task)
-        return teacher
+        return _train(recipe, data, start, out)
 
     def report(model: Model, data: Data) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        if seeks and data.val is not None:
-            figures = judge(model, data.val, recipe.preprocess, Retrieval(data.index.labels))
-            found = {"validation": figures["map"], "metric": "retrieval mAP", "retrieval": figures}
-        if not any(clip.split == "test" for clip in data.index.clips):
-            return found
-        return {
-            **found,
-            "test": judge_split(model, data.index, "test", recipe.preprocess, config.views, out / "figures"),
-        }
+        return _figures(model, data, recipe, out)
 
     parents = parents_of(init=init or recipe.teacher.pretrained)
     return run_stage("finetune", recipe, ("teacher", "finetune"), parents, out, "teacher", work, report)
+
+
+def _train(recipe: Recipe, data: Data, start: Loaded | None, out: Path) -> Model:
+    """Fit the whole teacher, or what of it is not frozen; of a retrieval task also the head that follows from it."""
+    config, pre, labels = recipe.finetune, recipe.preprocess, data.index.labels
+    torch.manual_seed(config.seed)
+    teacher = _teacher(recipe, labels, start)
+    rates = layer_rates(teacher.layers(), config)
+    seeks = config.task == "retrieval"
+    task = Retrieval(labels) if seeks else Classification(labels, data.index.multi_label, config.label_smoothing)
+    validate = seeker(teacher, data.val, pre, task) if isinstance(task, Retrieval) else validator(teacher, data, recipe)
+    loss = _loss(teacher, task, data, recipe, frozen_norms(teacher, rates))
+    fit(Plan("fine-tune teacher", teacher, loss, config, validate, rates, run=recipe.run), data.train, out)
+    if isinstance(task, Retrieval):
+        fit_head(teacher, data.train, pre, task)
+    return teacher
+
+
+def _teacher(recipe: Recipe, labels: tuple[str, ...], start: Loaded | None) -> ClipModel:
+    """With the weights it starts from: another run's, published ones, or none."""
+    teacher = build(card_of(recipe, "teacher", labels))
+    assert not isinstance(teacher, StreamStudent | ClipDetector)
+    if start is not None:
+        _copy_encoder(start, teacher)
+    else:
+        start_from(teacher, recipe.teacher.pretrained)
+    teacher.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return teacher
+
+
+def _loss(
+    teacher: ClipModel, task: Retrieval | Classification, data: Data, recipe: Recipe, frozen: list[nn.Module]
+) -> BatchLoss:
+    """Of augmented clips: on the embedding for retrieval, else on the logits."""
+    turning = recipe.data.mirror and not recipe.data.flips
+    augment = ClipAugment(data.augment, recipe.finetune, len(data.index.labels), turning)
+
+    def loss(batch: Batch, generator: torch.Generator) -> Tensor:
+        for norm in frozen:
+            norm.eval()  # the loop has put the whole model into training mode
+        clips, labels = augment(batch.first, batch.labels, generator)
+        clips = clips.transpose(1, 2)
+        answers = teacher.embed(clips) if isinstance(task, Retrieval) else teacher(clips)
+        return task.loss(replace(batch, labels=labels), answers)
+
+    return loss
+
+
+def _figures(model: Model, data: Data, recipe: Recipe, out: Path) -> dict[str, Any]:
+    """What is reported once, at the end: the ranking of validation clips, and the test split if there is one."""
+    found: dict[str, Any] = {}
+    if recipe.finetune.task == "retrieval" and data.val is not None:
+        figures = judge(model, data.val, recipe.preprocess, Retrieval(data.index.labels))
+        found = {"validation": figures["map"], "metric": "retrieval mAP", "retrieval": figures}
+    if any(clip.split == "test" for clip in data.index.clips):
+        views = recipe.finetune.views
+        found["test"] = judge_split(model, data.index, "test", recipe.preprocess, views, out / "figures")
+    return found
 
 
 def _copy_encoder(start: Loaded, teacher: Model) -> None:
