@@ -24,10 +24,14 @@ _SAFE, _PICKLED = (
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
 _WANTED = ["*.json", "*.safetensors"]
+_LOGIN = "log in with  hf auth login  or HF_TOKEN"
+_BY_HAND = "download the folder and give its path"
 
 
 def locate(source: str | Path) -> Path:
     """The local path of ``source``: itself if it exists, else a snapshot of that name from the hub (cached).
+
+    The hub's own variables hold: HF_HOME (where the cache is), HF_HUB_OFFLINE, HF_TOKEN, HF_ENDPOINT.
 
     Raises:
         UserError: it is neither on the disk nor to be had from the hub.
@@ -47,13 +51,25 @@ def locate(source: str | Path) -> Path:
         folder = Path(snapshot_download(name, allow_patterns=_WANTED))
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=["*.json", "pytorch_model*.bin"]))
-    except (OSError, ValueError) as error:
-        reason = _first_line(error).partition(". ")[0]
-        raise UserError(
-            f"weights {name} are no local file or folder and the hub does not give them ({reason}): "
-            "check the name and the connection, or download the folder and give its path"
-        ) from error
+    except Exception as error:  # those of its HTTP library too, which is another one in another version
+        raise UserError(f"weights {name} are no local file or folder and the hub {_why(name, error)}") from error
     return folder
+
+
+def _why(name: str, error: Exception) -> str:
+    """What the hub's client could not do, and what to do, as the end of a sentence about the hub."""
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return f"gives them to those alone who accept terms: do so at {constants.ENDPOINT}/{name}, and {_LOGIN}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"shows no such model: check the name; if it is private, {_LOGIN}"
+    if constants.HF_HUB_OFFLINE and isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        return f"is not asked, since HF_HUB_OFFLINE is set: unset it, or {_BY_HAND}"
+    reason = _first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return f"at {constants.ENDPOINT} does not answer ({reason}): check the connection, or {_BY_HAND}"
+    return f"does not give them ({reason}): try again, or {_BY_HAND}"
 
 
 def read_settings(path: Path) -> dict[str, Any]:
