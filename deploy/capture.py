@@ -74,6 +74,8 @@ def open_source(text: str, *, realtime: bool = False, open_timeout_s: float = 10
         UserError: no such file, or the camera or URL does not open (within ``open_timeout_s``).
     """
     camera = _CAMERA.match(text)
+    if camera and realtime:
+        raise UserError(f"camera {text} has no other speed than its own: --realtime is for files, leave it out")
     if camera:
         return _Newest(_open_camera(text, int(camera[1]), stall_timeout_s), stall_timeout_s)
     if _URL.match(text):
@@ -123,6 +125,9 @@ def _open_url(text: str, realtime: bool, open_timeout_s: float, stall_timeout_s:
     if capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0:  # a file on a server, not a camera
         recording = _Recording(name, fps, _timed(_stamped(capture, fps)))
         return _Newest(recording.paced(), stall_timeout_s) if realtime else recording
+    if realtime:
+        capture.release()
+        raise UserError(f"stream {name} has no other speed than its own: --realtime is for files, leave it out")
     return _Newest(_Feed(name, fps, _live(capture, 0.0)), stall_timeout_s)
 
 

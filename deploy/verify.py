@@ -124,6 +124,7 @@ def verify(bundle: Bundle, keys: Sequence[str] | None = None) -> list[VerifyResu
     Raises:
         ParityError, BundleError, MissingDependency, UserError: the first failure, by name.
     """
-    manifest, golden = bundle.manifest, bundle.golden()
+    manifest = bundle.manifest
     chosen = [bundle.artefact(key) for key in keys] if keys else list(manifest.artefacts)
+    golden = bundle.golden()
     return [check_artefact(bundle.root / a.folder, a, manifest.contract, golden) for a in chosen]

@@ -15,7 +15,7 @@ import json
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -160,20 +160,24 @@ def seal(root: Path, manifest: Manifest) -> Manifest:
     return sealed
 
 
-def open_bundle(path: Path, check: bool = True) -> Bundle:
+def open_bundle(path: Path, check: bool = True, keys: Sequence[str] = ()) -> Bundle:
     """Open a bundle folder, or unpack and open a zipped bundle, verifying schema and checksums.
 
+    ``keys`` are artefacts that will be asked for: a name that is wrong is told before any file is read.
+
     Raises:
-        UserError: the path does not exist.
+        UserError: the path does not exist, or there is no such artefact.
         BundleError: not a bundle, another schema, missing, changed or foreign file; each is named.
     """
     if not path.exists():
         raise UserError(f"bundle {path} does not exist: check the path, or make one with  vidon export")
     root = path if path.is_dir() else _unpack(path)
-    manifest = _read_manifest(root, path)
+    bundle = Bundle(root=root, manifest=_read_manifest(root, path))
+    for key in keys:
+        bundle.artefact(key)
     if check:
-        _check_files(root, manifest, path)
-    return Bundle(root=root, manifest=manifest)
+        _check_files(root, bundle.manifest, path)
+    return bundle
 
 
 def _read_manifest(root: Path, path: Path) -> Manifest:

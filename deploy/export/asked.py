@@ -27,18 +27,24 @@ _MAKERS: dict[tuple[str, Precision], tuple[tuple[str, str, str], ...]] = {
 
 
 def asked_of(
-    runtimes: Sequence[str], precisions: Sequence[str], targets: Sequence[str] = (), board: MemorySystem | None = None
+    runtimes: Sequence[str],
+    precisions: Sequence[str],
+    targets: Sequence[str] = (),
+    board: MemorySystem | None = None,
+    batches: Sequence[int] = (),
 ) -> tuple[list[Target], list[tuple[str, Precision]]]:
     """(chips to compile for, every (runtime, precision) to make); all that can be judged without a model is.
 
     Raises:
-        UserError: an unknown name, a board without its chip, or nothing is left.
+        UserError: an unknown name, a board without its chip, batches without LiteRT, or nothing is left.
         MissingDependency, MissingTool: an exporter's library, or a chip's compiler, is not installed.
     """
     chips = targets_for(runtimes, targets)
     chips = chips if board is None else on_board(chips, board)
     need_tools(chips)
     asked = targets_of([*runtimes, *(chip.runtime for chip in chips)], precisions)
+    if batches and all(runtime != "litert" for runtime, _ in asked):
+        raise UserError("--batch makes files of LiteRT, the others take any batch: name litert among the runtimes too")
     _need_libraries(asked)
     return chips, asked
 

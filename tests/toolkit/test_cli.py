@@ -97,6 +97,41 @@ def test_the_list_of_commands_is_whole() -> None:
     assert _commands(get_command(app)) == set(COMMANDS)
 
 
+def _options(group: Any, path: tuple[str, ...] = ()) -> list[tuple[str, Any]]:
+    """(command and name, parameter) of every option of every command."""
+    own = [(" ".join((*path, each.opts[0])), each) for each in group.params if each.opts[0].startswith("-")]
+    members = getattr(group, "commands", {}).items()
+    return [*own, *(option for name, member in members for option in _options(member, (*path, name)))]
+
+
+_UNITS = (
+    "steps",
+    "Steps",
+    "threads",
+    "Threads",
+    "processes",
+    "Frames",
+    "frames",
+    "seconds",
+    "clips",
+    "streams",
+    "split",
+)
+
+
+@pytest.mark.parametrize(("name", "option"), [pytest.param(*each, id=each[0]) for each in _options(get_command(app))])
+def test_every_option_says_what_it_takes_and_what_is_so_without_it(name: str, option: Any) -> None:
+    text = option.help or ""
+    assert len(text) > 15
+    assert text.endswith(".")
+    if option.default is None and not option.required:
+        assert "Default: " in text
+    if option.default is not None and not option.is_flag:
+        assert option.show_default
+    if option.type.name.split()[0] in ("integer", "float"):
+        assert any(unit in text for unit in _UNITS) or "0 " in text
+
+
 def test_the_help_loads_no_torch_and_no_runtime() -> None:
     code = """
 import runpy, sys
@@ -210,6 +245,10 @@ def test_an_unknown_runtime_is_refused_before_any_work(recipe: Path, tmp_path: P
     ("export", ("--precisions", "int4"), "did you mean 'int8'"),
     ("export", ("--runtimes", "torch", "--precisions", "int8"), "nothing to export: torch in int8"),
     ("quantize", ("--runtimes", "torch"), "nothing to export: torch in int8"),
+    ("export", ("--runtimes", "onnxruntime", "--batch", "4"), "--batch makes files of LiteRT"),
+    ("export", ("--target", "u55-128", "--precisions", "fp32"), "chips are compiled in int8"),
+    ("export", ("--runtimes", "rknn", "--precisions", "fp32"), "chips are compiled in int8"),
+    ("export", ("--memory-mode", "Sram_Only"), "give it with --vela-config"),
 ])  # fmt: skip
 def test_what_cannot_be_exported_is_told_before_the_model_is_looked_for(
     command: str, options: tuple[str, ...], line: str, recipe: Path, tmp_path: Path
@@ -246,6 +285,13 @@ def test_what_a_road_cannot_export_is_told_before_it_trains(
     ("evaluate none.vidon --data none --save F", "this path is a folder"),
     ("data shard none --out F/file/x", "cannot write"),
     ("finetune --set data.root=none --out F/file/x", "cannot write"),
+    ("prune none --teacher none --set task=detection", "a detector's teacher is a file named in the recipe"),
+    ("distill --teacher none --set task=detection", "a detector's teacher is a file named in the recipe"),
+    ("bench none.vidon --all -a litert-int8", "--all and --artefact exclude each other"),
+    ("evaluate none.vidon --data none --all -a litert-int8", "--all and --artefact exclude each other"),
+    ("data check none --mirrored --distance 0", "leave one out"),
+    ("devices --json doctor", "write  vidon devices doctor --json"),
+    ("devices --profile x86-cpu setup rockchip", "options before setup say nothing to it"),
 ])  # fmt: skip
 def test_a_wrong_argument_is_told_before_what_the_others_name_is_looked_for(
     words: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -259,6 +305,49 @@ def test_a_wrong_argument_is_told_before_what_the_others_name_is_looked_for(
 def test_an_unknown_artefact_is_refused_before_the_data_are_looked_for(copy: Path, tmp_path: Path) -> None:
     line = refused("evaluate", copy, "--data", tmp_path / "no-data", "-a", "openvino-int8", "-a", "openvin-int8")
     assert "did you mean 'openvino-int8'" in line
+
+
+@pytest.mark.parametrize("command", ["bench", "verify", "camera", "devices conformance"])
+def test_a_wrong_artefact_is_told_before_anything_is_read(command: str, copy: Path) -> None:
+    for file in copy.glob("models/*/*"):
+        file.write_bytes(b"damaged")  # whoever reads it says so first
+    line = refused(*command.split(), copy, "-a", "openvin-int8")
+    assert "has no artefact 'openvin-int8' (did you mean 'openvino-int8'?)" in line
+
+
+def test_a_wrong_artefact_behind_a_right_one_is_told_before_a_session_opens(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)  # opening it would fail
+    assert "did you mean 'litert-int8'" in refused("bench", copy, "-a", "openvino-int8", "-a", "litert-int")
+    assert "did you mean 'litert-int8'" in refused("verify", copy, "-a", "openvino-int8", "-a", "litert-int")
+
+
+@pytest.mark.parametrize(("options", "line"), [
+    (("--videos", "."), "format folders has no list whose videos could lie elsewhere"),
+    (("--fold", "2"), "format folders has no folds, UCF101 and HMDB51 have"),
+])  # fmt: skip
+def test_what_means_nothing_to_a_format_is_refused(options: tuple[str, ...], line: str, tmp_path: Path) -> None:
+    write_data(tmp_path / "data", train=2, val=1)
+    assert line in refused("data", "check", tmp_path / "data", *options)
+
+
+def test_a_camera_is_not_told_to_play_at_its_own_speed(copy: Path) -> None:
+    assert "--realtime is for files" in refused("camera", copy, "--source", "0", "--realtime", "--headless")
+
+
+def test_torch_that_was_named_for_int8_is_told_as_left_out(recipe: Path, tmp_path: Path) -> None:
+    code, _, errors = vidon("quantize", tmp_path / "none", recipe, "--runtimes", "torch,litert")
+    assert code == 2  # there is no model
+    assert "left out: torch in int8" in errors
+
+
+def test_a_plan_reads_the_data_as_training_does(recipe: Path, tmp_path: Path) -> None:
+    write_data(tmp_path / "data", train=2, val=1)
+    code, text, errors = vidon("train", "plan", recipe, "--stage", "finetune", "--set", "data.format=kinetics")
+    assert (code, errors) == (0, "")
+    assert "4 training clips" not in text
+    assert "kinetics" in text.lower() or "no CSV" in text
 
 
 def test_an_unlabelled_folder_cannot_be_evaluated(copy: Path, tmp_path: Path) -> None:

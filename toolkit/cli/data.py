@@ -19,7 +19,7 @@ Root = Annotated[
     Path, typer.Argument(help="Folder per class, split folders, CSV, Kinetics / UCF101 / HMDB51 / "
                          "Something-Something / COCO lists, or tar shards.")
 ]  # fmt: skip
-Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Parallel workers (default: one a core).")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Decoding processes. Default: one per core.")]
 
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?$", re.IGNORECASE)
 
@@ -40,11 +40,13 @@ def _bytes(text: str) -> int:
 @data_app.command("check")
 def data_check(
     root: Root, form: Format = None, videos: Videos = None, fold: Fold = None,
-    frames: Annotated[int, typer.Option(min=1, help="Clips with fewer pictures are too short.")] = 2,
-    fps: Annotated[float, typer.Option(min=0.01, help="Pictures a second, for --frames.")] = 10.0,
+    frames: Annotated[
+        int, typer.Option(min=1, help="Frames, at --fps, that a clip must have not to be too short.")
+    ] = 2,
+    fps: Annotated[float, typer.Option(min=0.01, help="Frames a second at which --frames are counted.")] = 10.0,
     distance: Annotated[
-        float | None, typer.Option("--distance", min=0, max=1, help="Clips nearer than this (default 0.1) look like "
-                                   "copies; 0: do not look for them.")
+        float | None, typer.Option("--distance", min=0, max=1, help="Clips nearer than this look like copies: "
+                                   "0 (do not look for them) to 1. Default: 0.1.")
     ] = None,
     mirrored: Annotated[bool, typer.Option("--mirrored", help="Look for copies of mirror images too.")] = False,
     workers: Workers = None, as_json: Json = False,
@@ -58,6 +60,8 @@ def data_check(
     """
     from toolkit.cli.inspect import check_data
 
+    if mirrored and distance == 0:
+        raise UserError("--mirrored looks for copies of mirror images, --distance 0 for no copies: leave one out")
     result = check_data(data_of(root, form, videos, fold), frames=frames, fps=fps, workers=workers, distance=distance,
                         mirrored=mirrored)  # fmt: skip
     say(as_json, result, result["text"])
@@ -68,8 +72,9 @@ def data_check(
 def data_shard(
     root: Root,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the shards; an interrupted run goes on here.")],
-    size: Annotated[str, typer.Option("--size", help="Size of a shard.")] = "256MB",
-    form: Format = None, videos: Videos = None, fold: Fold = None, workers: Workers = None, as_json: Json = False,
+    size: Annotated[str, typer.Option("--size", help="Largest size of a shard, in KB, MB or GB.")] = "256MB",
+    form: Format = None, videos: Videos = None, fold: Fold = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Reading processes.")] = 2, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Pack clips into WebDataset tar shards with an index, for large data and remote storage.
 
@@ -83,6 +88,6 @@ def data_shard(
 
     limit, config = _bytes(size), data_of(root, form, videos, fold)
     prove_writable(out)
-    packed = write_shards(index_data(config), out, limit, workers or 2)
+    packed = write_shards(index_data(config), out, limit, workers)
     text = f"{packed.index}: {packed.clips} clips in {packed.shards} shards, {packed.bytes / 1e6:.1f} MB"
     say(as_json, asdict(packed), text)

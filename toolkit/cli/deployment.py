@@ -23,6 +23,7 @@ from toolkit.cli.options import (
     VelaConfig,
     Videos,
     data_of,
+    either,
     names,
     recipe_of,
     say,
@@ -38,11 +39,16 @@ __all__: list[str] = []
 BundlePath = Annotated[Path, typer.Argument(help="Bundle folder or zip.", metavar="BUNDLE")]
 ModelPath = Annotated[Path, typer.Argument(help="Folder of a trained model.", metavar="MODEL")]
 BundleOut = Annotated[Path, typer.Option("--out", "-o", help="Bundle to write, NAME.vidon.")]
-Key = Annotated[str | None, typer.Option("--artefact", "-a", help="RUNTIME-PRECISION; default: the bundle's best.")]
+_BEST = "Default: the fastest measured here (bench --all), else the bundle's best."
+Key = Annotated[str | None, typer.Option("--artefact", "-a", help=f"RUNTIME-PRECISION[-TARGET]. {_BEST}")]
 Keys = Annotated[
-    list[str] | None, typer.Option("--artefact", "-a", help="RUNTIME-PRECISION, may be given more than once.")
+    list[str] | None, typer.Option("--artefact", "-a", help=f"RUNTIME-PRECISION[-TARGET]; may be repeated. {_BEST}")
 ]
-All = Annotated[bool, typer.Option("--all", help="Every artefact whose runtime works here.")]
+All = Annotated[bool, typer.Option("--all", help="Every artefact whose runtime works here, instead of --artefact.")]
+AnyKeys = Annotated[
+    list[str] | None,
+    typer.Option("--artefact", "-a", help="RUNTIME-PRECISION[-TARGET]; may be repeated. Default: all that work here."),
+]
 #: Vela's file, and the names of its two sections.
 Board = tuple[Path | None, str | None, str | None]
 
@@ -57,7 +63,7 @@ def _memory_system(config: Path | None, system: str | None, memory: str | None) 
 
 
 def _export(recipe: Path | None, model: Path, out: Path, overrides: list[str] | None, runtimes: str | None,
-            precisions: tuple[str, ...], as_json: bool, target: str | None, board: Board,
+            precisions: str | None, as_json: bool, target: str | None, board: Board,
             batches: tuple[int, ...] = ()) -> None:  # fmt: skip
     from toolkit.cli.road import export_model
 
@@ -66,17 +72,37 @@ def _export(recipe: Path | None, model: Path, out: Path, overrides: list[str] | 
     chips = names(target, ())
     # A chip asked for by name decides its runtime: the recipe's processor runtimes then come only if named too.
     chosen = names(runtimes, () if chips else settings.quantize.runtimes)
-    bundle = export_model(settings, model, out, chosen, precisions, chips, batches, system)
+    wanted = names(precisions, ("fp32",))
+    _no_effect(chosen, chips, precisions, runtimes)
+    bundle = export_model(settings, model, out, chosen, wanted, chips, batches, system)
     rows = {artefact.key: artefact.metrics for artefact in bundle.manifest.artefacts}
     say(as_json, {"bundle": str(out), "artefacts": rows}, f"{out}: {', '.join(rows)}")
+
+
+def _no_effect(chosen: tuple[str, ...], chips: tuple[str, ...], precisions: str | None, runtimes: str | None) -> None:
+    """Say what was asked for and cannot be had: chips take int8 alone, torch fp32 alone."""
+    from deploy.targets import COMPILED
+    from toolkit.errors import UserError
+    from toolkit.progress import note
+
+    if precisions is None:
+        return
+    if (chips or chosen) and set(chosen) <= COMPILED.keys() and "int8" not in precisions:
+        raise UserError(
+            "chips are compiled in int8: leave out --precisions, or name processor runtimes with --runtimes"
+        )
+    if runtimes is not None and "torch" in chosen and "fp32" not in precisions:
+        note("left out: torch in int8, which it has not")
 
 
 @app.command()
 def export(
     model: ModelPath, recipe: RecipeFile = None, out: BundleOut = Path("model.vidon"), runtimes: RuntimeNames = None,
-    precisions: Annotated[str, typer.Option(help="fp32, int8 or both.")] = "fp32",
+    precisions: Annotated[
+        str | None, typer.Option(help="fp32, int8, or both: fp32,int8. Default: fp32; chips always take int8.")
+    ] = None,
     batch: Annotated[
-        list[int] | None, typer.Option(min=2, help="A LiteRT file for this many streams besides; may be repeated.")
+        list[int] | None, typer.Option(min=2, help="LiteRT file for so many streams too; repeatable. Default: none.")
     ] = None,
     set_: Set = None, target: Targets = None, vela_config: VelaConfig = None, system_config: SystemConfig = None,
     memory_mode: MemoryMode = None, as_json: Json = False,
@@ -85,7 +111,7 @@ def export(
 
     Example: **vidon export runs/pruned recipe.toml --out door.vidon --runtimes onnxruntime,litert --target u55-128**
     """
-    _export(recipe, model, out, set_, runtimes, names(precisions, ()), as_json, target,
+    _export(recipe, model, out, set_, runtimes, precisions, as_json, target,
             (vela_config, system_config, memory_mode), tuple(batch or ()))  # fmt: skip
 
 
@@ -99,15 +125,17 @@ def quantize(
 
     Example: **vidon quantize runs/pruned recipe.toml --out door.vidon --set quantize.rollouts=32**
     """
-    _export(recipe, model, out, set_, runtimes, ("int8",), as_json, target, (vela_config, system_config, memory_mode))
+    _export(recipe, model, out, set_, runtimes, "int8", as_json, target, (vela_config, system_config, memory_mode))
 
 
 @app.command()
 def evaluate(
     bundle: BundlePath, data: Data, form: Format = None, videos: Videos = None, fold: Fold = None,
     artefact: Keys = None, all_: All = False,
-    split: Annotated[str, typer.Option(help="auto (test; new data unsplit: all), train, val, test, all.")] = "auto",
-    save: Annotated[Path | None, typer.Option(help="Write every answer to this JSON file.")] = None,
+    split: Annotated[
+        str, typer.Option(help="auto (test; all of new data without splits), train, val, test or all.")
+    ] = "auto",
+    save: Annotated[Path | None, typer.Option(help="JSON file to write every answer to. Default: none.")] = None,
     device: Device = "cpu", threads: Threads = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Accuracy of the exported file, through its runtime, on any labelled clips; of a detector, AP (COCO).
@@ -120,13 +148,12 @@ def evaluate(
     from toolkit.files import writable_file, write_json
     from toolkit.splits import check_split
 
+    either(all=all_, artefact=artefact)
     config = data_of(data, form, videos, fold)
     check_split(split, "auto")
     if save is not None:
         writable_file(save)  # before minutes of work
-    opened = open_bundle(bundle)
-    for key in artefact or ():
-        opened.artefact(key)
+    opened = open_bundle(bundle, keys=artefact or ())
     keys = working(opened)[0] if all_ else artefact
     if opened.manifest.contract.detection is not None:
         _only_coco(config)
@@ -155,7 +182,9 @@ def _only_coco(config: "DataConfig") -> None:
 @app.command()
 def bench(
     bundle: BundlePath, artefact: Keys = None, all_: All = False, threads: Threads = None,
-    steps: Annotated[int, typer.Option(min=10, help="Steps to time, after a warm-up.")] = 200, as_json: Json = False,
+    steps: Annotated[
+        int, typer.Option(min=10, help="Steps of one frame to time for each artefact, after a warm-up.")
+    ] = 200, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Latency of one step, p50/p95/p99, artefacts in interleaved rounds.
 
@@ -168,7 +197,8 @@ def bench(
     from toolkit.bundle import open_bundle
     from toolkit.cli.road import bench_bundle, latencies_of
 
-    opened = open_bundle(bundle)
+    either(all=all_, artefact=artefact)
+    opened = open_bundle(bundle, keys=artefact or ())
     if all_:
         _bench_all(opened, steps, threads, as_json)
         return
@@ -199,8 +229,9 @@ def _bench_all(bundle: "Bundle", steps: int, threads: int | None, as_json: bool)
 
 @app.command()
 def verify(
-    bundle: BundlePath, artefact: Keys = None,
-    trusted: Annotated[Path | None, typer.Option(help="Public key: refuse a bundle its owner did not sign.")] = None,
+    bundle: BundlePath, artefact: AnyKeys = None,
+    trusted: Annotated[Path | None, typer.Option(help="Public key (PEM): refuse a bundle that its owner did not sign. "
+                                              "Default: signatures are not looked at.")] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Replay the golden steps on this machine; a wrong answer is refused by name.
@@ -213,7 +244,7 @@ def verify(
     from deploy.verify import verify as replay
     from toolkit.bundle import open_bundle
 
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, keys=artefact or ())
     if trusted is not None:
         from toolkit.signing import check_signature
 
@@ -228,8 +259,12 @@ def verify(
 
 @app.command()
 def sign(
-    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder.", metavar="[BUNDLE]")] = None,
-    key: Annotated[Path, typer.Option("--key", help="Private key (PEM).")] = Path("maker.pem"),
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Bundle folder to sign. Default: none.", metavar="BUNDLE")
+    ] = None,
+    key: Annotated[
+        Path, typer.Option("--key", help="Private key (PEM) to sign with, or to write with --new-key.")
+    ] = Path("maker.pem"),
     new_key: Annotated[bool, typer.Option("--new-key", help="Make the key pair first.")] = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Vouch for a bundle with an Ed25519 signature, or make a key pair; boards check with **verify --trusted**.
@@ -252,15 +287,23 @@ def sign(
 @app.command()
 def camera(
     bundle: BundlePath,
-    source: Annotated[str, typer.Option("--source", help="USB index, video file, or rtsp:// URL.")] = "0",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Annotated video to write (.mp4, .webm).")] = None,
+    source: Annotated[
+        str, typer.Option("--source", help="Number of a camera, video file, or rtsp:// or http:// address.")
+    ] = "0",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Annotated video to write (.mp4, .webm). Default: none.")
+    ] = None,
     headless: Annotated[
-        bool, typer.Option("--headless", help="No window: JSON lines of answers (with --json the summary alone).")
+        bool, typer.Option("--headless", help="No window: one JSON line an answer (with --json the summary alone).")
     ] = False,
     artefact: Key = None, device: Device = "cpu", threads: Threads = None,
-    realtime: Annotated[bool, typer.Option(help="Play a file at its own speed.")] = False,
-    frames: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None,
-    duration: Annotated[float | None, typer.Option(help="Stop after this many seconds.")] = None,
+    realtime: Annotated[bool, typer.Option(help="Play a file at its own speed instead of as fast as it goes.")] = False,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Stop after this many frames. Default: when the source ends.")
+    ] = None,
+    duration: Annotated[
+        float | None, typer.Option(help="Stop after this many seconds of the source. Default: when it ends.")
+    ] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Run a bundle on a live camera or a file. Ctrl-C ends it cleanly.
@@ -276,7 +319,7 @@ def camera(
 
     if out is not None:
         check_video_file(out)
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, keys=[artefact] if artefact else ())
     sinks: list[Sink] = [VideoSink(out)] if out is not None else []
     if headless and not as_json:
         sinks.append(EventSink(sys.stdout))
@@ -303,7 +346,9 @@ def camera(
 @app.command()
 def report(
     reports: Annotated[list[Path], typer.Argument(help="report.json files, their folders, or bundles.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("report"), as_json: Json = False,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder to write the page to.")
+    ] = Path("report"), as_json: Json = False,
 ) -> None:  # fmt: skip
     """Write one report again, or compare several devices on one page.
 

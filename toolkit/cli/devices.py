@@ -7,6 +7,7 @@ import typer
 
 from toolkit.cli import app
 from toolkit.cli.options import Json, Threads, say
+from toolkit.errors import UserError
 
 __all__ = ["devices_app"]
 
@@ -17,7 +18,9 @@ app.add_typer(devices_app, name="devices")
 @devices_app.callback(invoke_without_command=True)
 def devices(
     context: typer.Context,
-    profile: Annotated[str | None, typer.Option(help="Show one hardware profile instead.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Show a hardware profile, for example raspberry-pi-5. Default: this machine.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What this machine has: runtimes, devices, and why something does not work.
@@ -27,6 +30,11 @@ def devices(
     from toolkit.cli.inspect import list_devices
 
     if context.invoked_subcommand is not None:
+        if profile is not None or as_json:
+            name = context.invoked_subcommand
+            raise UserError(
+                f"options before {name} say nothing to it: write  vidon devices {name} --json  if that is meant"
+            )
         return
     if profile is not None:
         from devices import load_profile
@@ -54,11 +62,14 @@ def doctor(as_json: Json = False) -> None:
 def conformance(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder or zip.", metavar="BUNDLE")],
     artefact: Annotated[
-        list[str] | None, typer.Option("--artefact", "-a", help="RUNTIME-PRECISION; default: all that work here.")
+        list[str] | None,
+        typer.Option("--artefact", "-a", help="RUNTIME-PRECISION[-TARGET]; may be repeated. Default: all here."),
     ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="Device (default: the runtime's usual one).")] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Device of the runtime. Default: its usual one.")
+    ] = None,
     threads: Threads = None,
-    steps: Annotated[int, typer.Option(min=100, help="Steps over which memory must not grow.")] = 10_000,
+    steps: Annotated[int, typer.Option(min=100, help="Number of steps over which memory must not grow.")] = 10_000,
     as_json: Json = False,
 ) -> None:
     """Whether this device does with your bundle all that it must: parity, reset, batches, bad input, drift, memory.
@@ -70,7 +81,7 @@ def conformance(
     from deploy.conformance import conformance as examine
     from toolkit.bundle import open_bundle
 
-    found = examine(open_bundle(bundle), artefact, device, threads, steps)
+    found = examine(open_bundle(bundle, keys=artefact or ()), artefact, device, threads, steps)
     say(as_json, {result.artefact: result.as_dict() for result in found}, "\n".join(each.text for each in found))
     if not all(result.ok for result in found):
         raise typer.Exit(2)

@@ -1,6 +1,7 @@
 """The steps that join training and deployment: export a trained model, evaluate a bundle, choose its best artefact."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,9 @@ def export_model(
         raise UserError(f"bundle {out}: bundles are written as folders; name it {out.with_suffix('.vidon')}")
     runtimes = recipe.quantize.runtimes if runtimes is None else runtimes
     precisions = precisions or recipe.quantize.precisions
-    asked_of(runtimes, precisions, targets, board)  # what is wrong with the words is told before anything is loaded
+    asked_of(
+        runtimes, precisions, targets, board, batches
+    )  # what is wrong with the words is told before anything is loaded
     writable_dir(out.parent)
     loaded = load_model(model)
     lineage = _lineage(recipe, loaded)
@@ -220,12 +223,11 @@ def bench_bundle(bundle: Bundle, keys: Sequence[str], steps: int, threads: int |
     from deploy.bench import bench
     from deploy.runtimes import open_session
 
-    sessions = {key: open_session(bundle, key, threads=threads) for key in keys}
-    try:
+    with ExitStack() as opened:
+        sessions = {}
+        for key in keys:
+            sessions[key] = opened.enter_context(closing(open_session(bundle, key, threads=threads)))
         return bench(sessions, steps)
-    finally:
-        for session in sessions.values():
-            session.close()
 
 
 def latencies_of(values: dict[str, "Latency"]) -> dict[str, Any]:

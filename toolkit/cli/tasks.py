@@ -18,9 +18,11 @@ def score(
     model: Model, data: Data, form: Format = None, videos: Videos = None, fold: Fold = None,
     split: Annotated[str, typer.Option("--split", help="val, test, train or all.")] = "val",
     views: Annotated[
-        str, typer.Option("--views", help="Temporal x spatial crops to average, for example 3x3.")
+        str, typer.Option("--views", help="Views of a clip to average: moments x crops (1 or 3).")
     ] = "1x1",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for figures and metrics.json.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for figures and metrics.json. Default: none.")
+    ] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Every figure of a torch model on one split: top-1, top-5, mean average precision, recall by class.
@@ -36,7 +38,9 @@ def score(
 @app.command()
 def embed(
     model: Model, data: Data, form: Format = None, videos: Videos = None, fold: Fold = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("features.safetensors"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="File of features to write (.safetensors).")
+    ] = Path("features.safetensors"),
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Write the embedding of every clip to a file; labelled clips are also judged by their neighbours.
@@ -51,13 +55,19 @@ def embed(
 
 @app.command()
 def search(
-    features: Annotated[Path, typer.Argument(help="File of vidon embed.")],
+    features: Annotated[Path, typer.Argument(help="File that vidon embed wrote.")],
     clip: Annotated[Path, typer.Option("--clip", "-c", help="Video to find the like of.")],
-    top: Annotated[int, typer.Option("--top", min=1, help="How many to find.")] = 5,
-    model: Annotated[Path | None, typer.Option("--model", help="The model's folder, if it was moved.")] = None,
-    data: Annotated[Path | None, typer.Option("--data", "-d", help="The clips' folder, if it was moved.")] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="Number of clips to find.")] = 5,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Folder of the model that embedded. Default: where it was.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", "-d", help="The clips that were embedded. Default: where they were.")
+    ] = None,
     form: Format = None, videos: Videos = None, fold: Fold = None,
-    sheet: Annotated[Path, typer.Option("--sheet", help="PNG with the query and what was found.")] = Path("search.png"),
+    sheet: Annotated[
+        Path, typer.Option("--sheet", help="PNG to write, with the query and what was found.")
+    ] = Path("search.png"),
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Find the clips most like a video, by example, without any words; draws a contact sheet.

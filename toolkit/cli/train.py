@@ -11,8 +11,18 @@ from toolkit.errors import UserError
 __all__: list[str] = []
 
 _PARTS = ("weights", "gradients", "optimizer", "average", "activations", "batch")
-Stage = Annotated[str | None, typer.Option("--stage", help="pretrain, finetune or distill (default: all).")]
-Clips = Annotated[int | None, typer.Option("--clips", min=1, help="Training clips, if the data are not here.")]
+Stage = Annotated[
+    str | None,
+    typer.Option("--stage", help="Plan one stage alone: pretrain, finetune or distill. Default: all of them."),
+]
+Clips = Annotated[
+    int | None,
+    typer.Option(
+        "--clips",
+        min=1,
+        help="Number of training clips to count steps for. Default: those of the recipe's data, if they are here.",
+    ),
+]
 
 train_app = typer.Typer(help="Recipes to start from, and what a training will cost.", no_args_is_help=True)
 app.add_typer(train_app, name="train")

@@ -11,8 +11,16 @@ from toolkit.cli.options import Json, Out, Processes, RecipeFile, Set, recipe_of
 
 __all__: list[str] = []
 
-Teacher = Annotated[Path | None, typer.Option("--teacher", help="Folder of the fine-tuned teacher.")]
-Init = Annotated[Path | None, typer.Option("--init", help="Folder of a pretrained encoder to start from.")]
+Teacher = Annotated[
+    Path | None, typer.Option("--teacher", help="Folder of the fine-tuned teacher. Default: none, the labels alone.")
+]
+Init = Annotated[
+    Path | None,
+    typer.Option(
+        "--init",
+        help="Folder of a pretrained encoder to start from. Default: the recipe's teacher.pretrained, else scratch.",
+    ),
+]
 
 
 def _trained(folder: Path, as_json: bool) -> None:

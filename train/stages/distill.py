@@ -29,8 +29,7 @@ def distill(recipe: Recipe, out: Path, teacher: Path | None = None) -> Path:
     With ``task = "detection"`` the student learns boxes, and its teacher is ``detection.teacher``.
     """
     if recipe.task == "detection":
-        if teacher is not None:
-            raise UserError("a detector's teacher is a file named in the recipe (detection.teacher), not --teacher")
+        _no_folder(teacher)
         return detect_student(recipe, out)
     guide = guide_of(teacher, recipe)
 
@@ -48,6 +47,7 @@ def distill(recipe: Recipe, out: Path, teacher: Path | None = None) -> Path:
 def prune(recipe: Recipe, out: Path, student: Path, teacher: Path | None = None) -> Path:
     """Remove channels from a trained student and recover by distillation."""
     if recipe.task == "detection":
+        _no_folder(teacher)
         return prune_detector(recipe, out, student)
     loaded = load_model(student)
     guide = guide_of(teacher, recipe)
@@ -72,6 +72,11 @@ def prune(recipe: Recipe, out: Path, student: Path, teacher: Path | None = None)
     return run_stage(
         "prune", recipe, ("prune", "distill"), parents_of(student=student, teacher=teacher), out, "student", work
     )
+
+
+def _no_folder(teacher: Path | None) -> None:
+    if teacher is not None:
+        raise UserError("a detector's teacher is a file named in the recipe (detection.teacher), not --teacher")
 
 
 def spread(total: int, most: int) -> list[int]:

@@ -17,22 +17,24 @@ __all__ = ["FORMATS", "Format", "Where", "read_clips"]
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """What it looks like, and its two functions."""
+    """What it looks like, its two functions, and whether ``videos`` and ``fold`` mean something to it."""
 
     looks: str
     found: Callable[[Where], bool]
     read: Callable[[Where], list[Clip]]
+    videos: bool = True
+    folds: bool = False
 
 
 FORMATS = {
-    "folders": Format("<class>/*.mp4 or <split>/<class>/*.mp4", folders.found, folders.read),
+    "folders": Format("<class>/*.mp4 or <split>/<class>/*.mp4", folders.found, folders.read, videos=False),
     "csv": Format("a CSV with columns path,label[,split][,group][,start,end]", table.found, table.read),
     "kinetics": Format("a CSV with columns label,youtube_id,time_start,time_end,split", kinetics.found, kinetics.read),
-    "ucf101": Format("classInd.txt, trainlist01.txt, testlist01.txt", ucf101.found, ucf101.read),
-    "hmdb51": Format("<class>_test_split1.txt", hmdb51.found, hmdb51.read),
+    "ucf101": Format("classInd.txt, trainlist01.txt, testlist01.txt", ucf101.found, ucf101.read, folds=True),
+    "hmdb51": Format("<class>_test_split1.txt", hmdb51.found, hmdb51.read, folds=True),
     "something": Format("labels.json, train.json, validation.json", something.found, something.read),
     "coco": Format("a JSON with images, annotations, categories", coco.found, coco.read),
-    "shards": Format("tar shards: a folder, {000..009}.tar, or a URL", shards.found, shards.read),
+    "shards": Format("tar shards: a folder, {000..009}.tar, or a URL", shards.found, shards.read, videos=False),
 }
 
 
@@ -46,7 +48,16 @@ def read_clips(where: Where, name: str = "auto") -> list[Clip]:
         name = _guess(where)
     if name not in FORMATS:
         raise UserError(f"unknown data.format {name!r}{nearest(name, FORMATS)}; formats: auto, {', '.join(FORMATS)}")
-    return FORMATS[name].read(where)
+    kind = FORMATS[name]
+    if where.videos is not None and not kind.videos:
+        raise UserError(
+            f"data {where.name}: format {name} has no list whose videos could lie elsewhere: leave out data.videos "
+            "(--videos), and let the data be the folder itself"
+        )
+    if where.fold != 1 and not kind.folds:
+        raise UserError(f"data {where.name}: format {name} has no folds, UCF101 and HMDB51 have: leave out data.fold "
+                        "(--fold)")  # fmt: skip
+    return kind.read(where)
 
 
 def _guess(where: Where) -> str:
