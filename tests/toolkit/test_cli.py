@@ -248,6 +248,8 @@ def test_an_unknown_runtime_is_refused_before_any_work(recipe: Path, tmp_path: P
     ("export", ("--runtimes", "onnxruntime", "--batch", "4"), "--batch makes files of LiteRT"),
     ("export", ("--target", "u55-128", "--precisions", "fp32"), "chips are compiled in int8"),
     ("export", ("--runtimes", "rknn", "--precisions", "fp32"), "chips are compiled in int8"),
+    ("quantize", ("--set", "quantize.precisions=['fp32']"), "--set quantize.precisions is for vidon compress"),
+    ("export", ("--runtimes", "litert", "--set", "quantize.runtimes=['torch']"), "leave one out"),
     ("export", ("--memory-mode", "Sram_Only"), "give it with --vela-config"),
 ])  # fmt: skip
 def test_what_cannot_be_exported_is_told_before_the_model_is_looked_for(

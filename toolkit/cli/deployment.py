@@ -68,6 +68,7 @@ def _export(recipe: Path | None, model: Path, out: Path, overrides: list[str] | 
     from toolkit.cli.road import export_model
 
     settings = recipe_of(recipe, overrides)
+    _refuse_idle(overrides, runtimes, target)
     system = _memory_system(*board)
     chips = names(target, ())
     # A chip asked for by name decides its runtime: the recipe's processor runtimes then come only if named too.
@@ -93,6 +94,17 @@ def _no_effect(chosen: tuple[str, ...], chips: tuple[str, ...], precisions: str 
         )
     if runtimes is not None and "torch" in chosen and "fp32" not in precisions:
         note("left out: torch in int8, which it has not")
+
+
+def _refuse_idle(overrides: list[str] | None, runtimes: str | None, target: str | None) -> None:
+    """An override of what an option of the command decides would say nothing."""
+    from toolkit.errors import UserError
+
+    given = {override.partition("=")[0].strip() for override in overrides or ()}
+    if "quantize.precisions" in given:
+        raise UserError("--set quantize.precisions is for vidon compress: here vidon export --precisions says it")
+    if "quantize.runtimes" in given and (runtimes or target):
+        raise UserError("--set quantize.runtimes means nothing beside --runtimes or --target: leave one out")
 
 
 @app.command()
