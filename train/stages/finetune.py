@@ -65,8 +65,9 @@ def _train(recipe: Recipe, data: Data, start: Loaded | None, out: Path) -> Model
     torch.manual_seed(config.seed)
     teacher = _teacher(recipe, labels, start)
     rates = layer_rates(teacher.layers(), config)
-    seeks = config.task == "retrieval"
-    task = Retrieval(labels) if seeks else Classification(labels, data.index.multi_label, config.label_smoothing)
+    task: Retrieval | Classification = Retrieval(labels)
+    if config.task == "classification":
+        task = Classification(labels, data.index.multi_label, config.label_smoothing)
     validate = seeker(teacher, data.val, pre, task) if isinstance(task, Retrieval) else validator(teacher, data, recipe)
     loss = _loss(teacher, task, data, recipe, frozen_norms(teacher, rates))
     fit(Plan("fine-tune teacher", teacher, loss, config, validate, rates, run=recipe.run), data.train, out)
