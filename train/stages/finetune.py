@@ -21,19 +21,17 @@ from train.data.batch import Batch
 from train.detect.clip import ClipDetector
 from train.evaluate import judge_split
 from train.loop import BatchLoss, Plan, fit
-from train.models.pretrained import start_from
+from train.models.pretrained import copy_encoder, start_from
 from train.models.registry import module_of
 from train.models.store import ClipModel, Loaded, Model, build, load_model
 from train.models.student import StreamStudent
-from train.stages.common import Data, card_of, parents_of, run_stage, validator
+from train.stages.common import Data, card_of, frozen_norms, parents_of, run_stage, validator
 from train.stages.detect import detect_encoder
 from train.stages.retrieve import fit_head, judge, seeker
 from train.tasks.classification import Classification
 from train.tasks.retrieval import Retrieval
 
-__all__ = ["finetune", "layer_rates"]
-
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+__all__ = ["finetune", "frozen_norms", "layer_rates"]
 
 
 def finetune(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
@@ -50,7 +48,7 @@ def finetune(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
         note(f"teacher.pretrained = {recipe.teacher.pretrained!r} is not used: --init {init} comes first")
 
     def work(data: Data) -> Model:
-        return _train(recipe, data, start, out)
+        return _train(recipe, data, _teacher(recipe, data.index.labels, start, str(init)), out)
 
     def report(model: Model, data: Data) -> dict[str, Any]:
         return _figures(model, data, recipe, out)
@@ -59,11 +57,9 @@ def finetune(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
     return run_stage("finetune", recipe, ("teacher", "finetune"), parents, out, "teacher", work, report)
 
 
-def _train(recipe: Recipe, data: Data, start: Loaded | None, out: Path) -> Model:
+def _train(recipe: Recipe, data: Data, teacher: ClipModel, out: Path) -> Model:
     """Fit the whole teacher, or what of it is not frozen; of a retrieval task also the head that follows from it."""
     config, pre, labels = recipe.finetune, recipe.preprocess, data.index.labels
-    torch.manual_seed(config.seed)
-    teacher = _teacher(recipe, labels, start)
     rates = layer_rates(teacher.layers(), config)
     task: Retrieval | Classification = Retrieval(labels)
     if config.task == "classification":
@@ -76,12 +72,13 @@ def _train(recipe: Recipe, data: Data, start: Loaded | None, out: Path) -> Model
     return teacher
 
 
-def _teacher(recipe: Recipe, labels: tuple[str, ...], start: Loaded | None) -> ClipModel:
+def _teacher(recipe: Recipe, labels: tuple[str, ...], start: Loaded | None, source: str) -> ClipModel:
     """With the weights it starts from: another run's, published ones, or none."""
+    torch.manual_seed(recipe.finetune.seed)
     teacher = build(card_of(recipe, "teacher", labels))
     assert not isinstance(teacher, StreamStudent | ClipDetector)
     if start is not None:
-        _copy_encoder(start, teacher)
+        copy_encoder(teacher, start.model, source)
     else:
         start_from(teacher, recipe.teacher.pretrained)
     teacher.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -118,16 +115,6 @@ def _figures(model: Model, data: Data, recipe: Recipe, out: Path) -> dict[str, A
     return found
 
 
-def _copy_encoder(start: Loaded, teacher: Model) -> None:
-    state = {name: tensor for name, tensor in start.model.state_dict().items() if not name.startswith("head.")}
-    try:
-        teacher.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise UserError(
-            "the pretrained encoder has another shape than the recipe's teacher: use the same [teacher]"
-        ) from error
-
-
 def layer_rates(layers: list[str], config: FinetuneConfig) -> Callable[[str], float]:
     """Factor of the learning rate by parameter name; 0 for frozen layers (the embedding and ``freeze`` blocks).
 
@@ -154,14 +141,6 @@ def layer_rates(layers: list[str], config: FinetuneConfig) -> Callable[[str], fl
         return 0.0 if frozen else float(config.layer_decay ** (len(order) - layer))
 
     return rate
-
-
-def frozen_norms(model: nn.Module, rates: Callable[[str], float]) -> list[nn.Module]:
-    """The batch norms of frozen layers: their statistics stay as they are too."""
-    return [
-        module for name, module in model.named_modules()
-        if isinstance(module, _NORMS) and all(rates(f"{name}.{own}") == 0 for own in ("weight", "bias"))
-    ]  # fmt: skip
 
 
 def _belongs(parameter: str, layer: str) -> bool:
