@@ -6,6 +6,7 @@ it behaves like a camera. Files are decoded by :func:`toolkit.video.read_frames`
 """
 
 import contextlib
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ _DEFAULT_FPS = 30.0
 def open_source(
     text: str, *, realtime: bool = False, open_timeout_s: float = 10, stall_timeout_s: float = 5, reconnect_s: float = 0
 ) -> Source:
-    """Open ``text``: a camera index (``0``, ``/dev/video0``), a URL (``rtsp://...``, ``http://...``) or a file.
+    """Open ``text``: a camera (``0``, ``/dev/video0``, a link to it), a URL (``rtsp://...``, ``http://...``) or a file.
 
     ``realtime`` plays a recording at its own speed, dropping what the model cannot follow. A camera or stream that is
     lost later is looked for during ``reconnect_s`` (``inf``: for good); a recording is not.
@@ -52,10 +53,8 @@ def open_source(
             return Newest(first, stall_timeout_s)
         return Reconnecting(first, again, Patience(reconnect_s), open_timeout_s, stall_timeout_s)
 
-    camera = _CAMERA.match(text)
-    if camera:
-        index = int(camera[1])
-        return live(_open_camera(text, index, stall_timeout_s), lambda: _camera(index), stall_timeout_s)
+    if _index(text) is not None:
+        return live(_open_camera(text, stall_timeout_s), lambda: _camera(text), stall_timeout_s)
     if _URL.match(text):
         opened = _open_url(text, realtime, open_timeout_s, stall_timeout_s)
         if not isinstance(opened, Feed):
@@ -71,20 +70,27 @@ def open_source(
     return Newest(recording.paced(), stall_timeout_s) if realtime else recording
 
 
-def _camera(index: int) -> Any:
-    cv2 = opencv()
-    capture = cv2.VideoCapture(index)
+def _index(text: str) -> int | None:
+    """The number of a camera; a link that udev keeps (``/dev/v4l/by-id/...``) is followed to where it points now."""
+    found = _CAMERA.match(text) or _CAMERA.match(os.path.realpath(text))
+    return int(found[1]) if found else None
+
+
+def _camera(text: str) -> Any:
+    cv2, index = opencv(), _index(text)
+    # A capture of nothing is not opened: the link of a camera that was unplugged is gone with it.
+    capture = cv2.VideoCapture() if index is None else cv2.VideoCapture(index)
     if capture.isOpened():
         capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
     return capture
 
 
-def _open_camera(text: str, index: int, patience_s: float) -> Feed:
-    capture = _camera(index)
+def _open_camera(text: str, patience_s: float) -> Feed:
+    capture = _camera(text)
     if not capture.isOpened():
         capture.release()
         raise UserError(f"camera {text} does not open: {_cameras_here()}")
-    return Feed(f"camera {index}", _fps(capture), _live(capture, patience_s))
+    return Feed(f"camera {text}", _fps(capture), _live(capture, patience_s))
 
 
 def _cameras_here() -> str:

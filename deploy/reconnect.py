@@ -20,6 +20,7 @@ from toolkit.progress import note
 __all__ = ["Patience", "Reconnecting"]
 
 _WORD_EVERY_S = 0.1
+_SLACK_S = 1.0  # for the timeout itself to be noticed
 _STEADY_S = 30.0  # a connection that held for this long was a good one
 _STUCK_S = 60.0  # beyond all its timeouts: a thread that hangs in a driver
 
@@ -64,7 +65,14 @@ class Reconnecting:
             grabbed = self._reader.take(self._stall_timeout_s)
             if grabbed is None:
                 grabbed = yield from self._find(self._how())
+            elif self._count and self._silence_s(grabbed) > self._stall_timeout_s + _SLACK_S:
+                note(f"{self.name} was not read for {self._silence_s(grabbed):.0f} s; the model warms up again")
+                yield Lost(grabbed.arrived_s - self._start_s, grabbed.arrived_s - self._last_s)
             yield self._stamped(grabbed)
+
+    def _silence_s(self, grabbed: Grabbed) -> float:
+        """Between this frame and the one before it, which may have been skipped: long if this process was stopped."""
+        return (grabbed.arrived_s - self._last_s) / (grabbed.dropped + 1)
 
     def _stamped(self, grabbed: Grabbed) -> Grabbed:
         """On the clock of the first connection."""
@@ -102,8 +110,9 @@ class Reconnecting:
                 time.sleep(_WORD_EVERY_S)
             self._attempt, tries, began_s = self._attempt + 1, tries + 1, time.perf_counter()
             self._reader = Newest(Feed(self.name, self.fps, self._again()), self._stall_timeout_s)
-            while not self._reader.ended:
-                grabbed = self._reader.take(_WORD_EVERY_S)
+            ended = False
+            while not ended:
+                ended, grabbed = self._reader.ended, self._reader.take(_WORD_EVERY_S)
                 if grabbed is not None:
                     self._since_s = grabbed.arrived_s
                     gone_s = grabbed.arrived_s - self._last_s

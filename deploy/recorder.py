@@ -49,6 +49,7 @@ class _Coder:
 
 
 _H264 = {"preset": "ultrafast", "tune": "zerolatency", "crf": "23"}
+_VP9 = {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "b": "0", "crf": "32"}
 _CLUSTERS = {"cluster_time_limit": "2000"}  # ms; what is not yet a whole cluster waits in memory
 _FRAGMENTS = _Coder("libx264", "h264", _H264, {"movflags": "hybrid_fragmented"})
 _PYAV = {
@@ -56,7 +57,7 @@ _PYAV = {
     ".mov": _FRAGMENTS,
     ".m4v": _FRAGMENTS,
     ".mkv": _Coder("libx264", "h264", _H264, _CLUSTERS),
-    ".webm": _Coder("libvpx-vp9", "vp9", {"deadline": "realtime", "cpu-used": "8", "b": "0", "crf": "32"}, _CLUSTERS),
+    ".webm": _Coder("libvpx-vp9", "vp9", _VP9, _CLUSTERS),
 }
 
 
@@ -132,7 +133,7 @@ class _PyAV:
         with writing(path):
             # Without flush_packets up to 256 KiB, which may be minutes of a still scene, would wait in memory.
             self._container: Any = av.open(str(path), "w", options={**coder.container, "flush_packets": "1"})
-        rate = Fraction(fps).limit_denominator(1001)
+        rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
         stream = self._container.add_stream(coder.encoder, rate=rate, options=coder.options)
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p"

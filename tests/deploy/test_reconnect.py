@@ -2,6 +2,7 @@
 
 import functools
 import io
+import itertools
 import json
 import os
 import signal
@@ -290,3 +291,31 @@ def test_after_a_gap_the_same_label_is_news_again() -> None:
     sink.rest()
     sink.put(None, look)
     assert len(stream.getvalue().splitlines()) == 2
+
+
+def test_time_in_which_this_process_stood_still_is_a_gap_but_a_slow_model_is_none() -> None:
+    def frames() -> Iterator[Grabbed]:
+        for arrived_s in (0.0, 0.1, 3600.1, 3600.2):
+            time.sleep(0.02)
+            yield Grabbed(picture(0, 200), 0.0, arrived_s, 0.1)
+
+    source = Reconnecting(Feed("camera 0", 30.0, frames()), frames, Patience(0.1), 0.1, 0.5)
+    seen = list(itertools.islice(source, 5))
+    source.close()
+    assert [type(grabbed) for grabbed in seen] == [Grabbed, Grabbed, Lost, Grabbed, Grabbed]
+    assert isinstance(seen[2], Lost)
+    assert (seen[2].stamp_s, seen[2].since_s) == pytest.approx((3600.1, 3600.0))
+    late = Grabbed(picture(0, 200), 0.0, 3600.2 + 6.0, 0.1, dropped=179)  # six seconds a step, 30 frames/s
+    assert source._silence_s(late) == pytest.approx(6 / 180)
+
+
+def test_a_link_to_a_camera_is_followed_anew_at_each_opening(tmp_path: Path) -> None:
+    link = tmp_path / "usb-door-camera"
+    link.symlink_to("/dev/video97")
+    assert capture._index(str(link)) == 97
+    with pytest.raises(UserError, match=r"camera .*usb-door-camera does not open"):
+        capture.open_source(str(link))
+    link.unlink()
+    assert not capture._camera(str(link)).isOpened()
+    link.symlink_to("/dev/video98")
+    assert capture._index(str(link)) == 98
