@@ -91,7 +91,8 @@ def main() -> None:
         spent = sum(row["ms"])
         played = "yes" if row["codec"] in ("h264", "vp9") else "no"
         slowest = max(row["ms"][:-1])
-        rows.append([suffix, by, row["codec"], f"{spent / len(shown):.1f}", f"{slowest:.0f}", f"{spent / base:.1f}", f"{row['mbit_s']:.1f}",
+        rows.append([suffix, by, row["codec"], f"{spent / len(shown):.1f}", f"{slowest:.0f}", f"{spent / base:.1f}",
+                     f"{row['mbit_s']:.1f}",
                      f"{row['psnr_db']:.1f}", played])  # fmt: skip
     caption = (
         f"{len(shown)} annotated pictures of {shown[0].shape[1]}x{shown[0].shape[0]} at {FPS:g} frames/s, one thread, "

@@ -2,8 +2,9 @@
 
 Browsers play H.264 (``.mp4``, ``.mov``, ``.m4v``, ``.mkv``) and VP9 (``.webm``). OpenCV's wheels hold no encoder of the
 one and cannot be told to hurry with the other (0.4 s a picture of 640x580 on one core), so both come from PyAV's
-libx264 and libvpx: 4 and 6 ms on one thread (benchmarks/recording.py). What has been written is on the disk at most two seconds later and can be
-played even if the process is killed: ``hybrid_fragmented`` keeps an ``.mp4`` of fragments until it is finished.
+libx264 and libvpx: 4 and 6 ms on one thread (benchmarks/recording.py). What has been written is on the disk at most two
+seconds later and can be played even if the process is killed: ``hybrid_fragmented`` keeps an ``.mp4`` in fragments
+until it is finished, and then makes a plain one of it.
 """
 
 from dataclasses import dataclass
