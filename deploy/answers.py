@@ -18,11 +18,18 @@ class SmoothedAnswer:
     def __init__(self, window: int, warmup: int, answer: Answer = "one") -> None:
         self._kind: Answer = answer
         self._recent: deque[Array] = deque(maxlen=window)
-        self._ignore = warmup
+        self._warmup = self._ignore = warmup
         self.probabilities: Array | None = None
         self.history: deque[tuple[int, float]] = deque(maxlen=240)
         self.counts: Counter[int] = Counter()
         self.answered = 0
+
+    def begin_again(self) -> None:
+        """Say nothing until the model has warmed up once more; what was counted stays."""
+        self._ignore = self._warmup
+        self._recent.clear()
+        self.history.clear()
+        self.probabilities = None
 
     def on_frame(self, manifest: Manifest, rows: int, cols: int) -> Found | None:
         """A detector's boxes; a classifier has none."""
@@ -48,6 +55,11 @@ class DetectedBoxes(SmoothedAnswer):
         super().__init__(1, contract.warmup)
         self._contract = contract
         self.found: Found | None = None
+
+    def begin_again(self) -> None:
+        """As a classifier does; the boxes of before are gone."""
+        super().begin_again()
+        self.found = None
 
     def add(self, logits_K: Array) -> None:
         """Take in one step's answer (N,), the detector's whole map."""

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from deploy.answers import DetectedBoxes, SmoothedAnswer
-from deploy.capture import Grabbed, Source, open_source
+from deploy.capture import Grabbed, Lost, Source, open_source
 from deploy.overlay import Overlay, Scene
 from deploy.sinks import Look, Sink, VideoSink
 from deploy.stages import StageClock, StageTiming
@@ -38,7 +38,8 @@ class CameraOptions:
     """How the loop runs.
 
     ``realtime`` plays a file at its own speed; ``window`` is the number of last steps whose logits are averaged;
-    ``frames`` and ``duration_s`` (on the source's clock) end the loop; the timeouts hold for live sources.
+    ``frames`` and ``duration_s`` (on the source's clock) end the loop; the timeouts hold for live sources, and
+    ``reconnect_s`` for how long one that was lost is looked for (0: not at all, ``inf``: for good).
     """
 
     realtime: bool = False
@@ -47,6 +48,7 @@ class CameraOptions:
     duration_s: float | None = None
     open_timeout_s: float = 10.0
     stall_timeout_s: float = 5.0
+    reconnect_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class CameraSummary:
     ``skipped_steps`` it owed but could not afford (a device too slow for the model's frame rate). ``stages`` maps
     each stage, and for live sources ``latency`` (frame arrived -> answer out), to its timing. ``shares`` is the
     share of the answered steps per label (of a detector: those that show one; with many labels they add up to any sum).
+    A live source was lost ``losses`` times, for ``lost_s`` of the ``seconds`` in all, which ``fps`` leaves out.
+    ``codec`` is the format of the video ``out``, by FFmpeg's name.
     """
 
     source: str
@@ -72,6 +76,9 @@ class CameraSummary:
     shares: dict[str, float]
     ended: Ended
     out: str | None = None
+    codec: str | None = None
+    losses: int = 0
+    lost_s: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain data for JSON."""
@@ -88,11 +95,11 @@ def run_camera(
     """Run ``session`` on ``source`` (camera index, file or URL) until it ends, a limit, a sink's wish or Ctrl-C.
 
     Ctrl-C is an orderly end: outputs are finished and the summary says ``ended == "interrupt"``. The session starts
-    from zero state and stays open.
+    from zero state and stays open. After a loss of the source it starts from zero state again, and warms up.
 
     Raises:
         UserError: the source does not open, or a sink cannot work.
-        UnavailableDevice: a live source stopped; outputs are finished first.
+        UnavailableDevice: a live source stopped and did not come back; outputs are finished first.
         BundleError: the bundle's labels or preprocessing do not fit its model.
         ParityError: the model answers with no numbers.
     """
@@ -105,6 +112,7 @@ def run_camera(
             realtime=options.realtime,
             open_timeout_s=options.open_timeout_s,
             stall_timeout_s=options.stall_timeout_s,
+            reconnect_s=options.reconnect_s,
         )
         stack.callback(stream.close)
         for sink in sinks:
@@ -135,6 +143,10 @@ def _check(bundle: Bundle, session: Session, source: str, sinks: Sequence[Sink],
         raise UserError(f"window is {options.window}: averaging needs at least 1 step")
     if options.duration_s is not None and not options.duration_s > 0:
         raise UserError(f"duration is {options.duration_s:g}: give seconds above 0, or leave it out to run to the end")
+    if not options.reconnect_s >= 0:
+        raise UserError(
+            f"reconnect is {options.reconnect_s:g}: give seconds, 0 for no second attempt, or inf to try for good"
+        )
     for sink in sinks:
         if isinstance(sink, VideoSink) and sink.path.resolve() == Path(source).resolve():
             raise UserError(f"cannot write {sink.path}: it is the video being played; choose another name")
@@ -158,6 +170,7 @@ class _Loop:
         self.frames = self.dropped = self.steps = self.skipped = 0
         self.beats: deque[float] = deque(maxlen=30)
         self.last_s = 0.0  # when the frame before came
+        self.losses, self.lost_s, self.gap_s = 0, 0.0, 0.0  # gap: without a frame, now
         self.began = self.finished = time.perf_counter()
 
     def run(self, stream: Source) -> Ended:
@@ -168,13 +181,36 @@ class _Loop:
             return "frames"
         for grabbed in stream:
             first_s = grabbed.stamp_s if first_s is None else first_s
+            if isinstance(grabbed, Lost) and not self._rest(grabbed):
+                return "quit"
             if options.duration_s is not None and grabbed.stamp_s - first_s >= options.duration_s:
                 return "duration"
+            if isinstance(grabbed, Lost):
+                continue
+            if self.gap_s:
+                self._begin_again(grabbed)
             if not self._handle(grabbed, self._affordable(grabbed, stream.fps) if stream.live else None, stream.live):
                 return "quit"
             if options.frames is not None and self.frames >= options.frames:
                 return "frames"
         return "end"
+
+    def _rest(self, lost: Lost) -> bool:
+        """The source is lost: count the time, and ask the sinks whether to wait on."""
+        self.losses += not self.gap_s
+        self.gap_s = lost.since_s
+        self.finished = time.perf_counter()
+        wishes = [sink.rest() for sink in self.sinks]
+        return all(wishes)
+
+    def _begin_again(self, grabbed: Grabbed) -> None:
+        """What the model saw before the gap is not this frame's past, and what it missed is not owed."""
+        self.lost_s += grabbed.stamp_s - self.last_s
+        self.gap_s, self.last_s = 0.0, grabbed.stamp_s
+        self.session.reset()
+        self.answer.begin_again()
+        self.sampler = FrameSampler(self.manifest.preprocess.fps)
+        self.beats.clear()
 
     def _affordable(self, grabbed: Grabbed, nominal_fps: float) -> int:
         """How many steps a live frame may cause: as many as fit between two frames of the camera.
@@ -247,6 +283,7 @@ class _Loop:
             stamp_s=grabbed.stamp_s,
             live=live,
             dropped=self.dropped,
+            losses=self.losses,
             boxes=self.answer.on_frame(self.manifest, *grabbed.frame.shape[:2]),
         )
 
@@ -256,6 +293,7 @@ class _Loop:
 
     def summary(self, stream: Source, ended: Ended) -> CameraSummary:
         seconds = self.finished - self.began
+        lost_s = self.lost_s + self.gap_s
         answered = self.answer.answered
         labels = self.manifest.labels
         outs = self.outs()
@@ -268,9 +306,12 @@ class _Loop:
             dropped=self.dropped,
             steps=self.steps,
             skipped_steps=self.skipped,
-            fps=round(self.frames / seconds, 2) if seconds > 0 else 0.0,
+            fps=round(self.frames / (seconds - lost_s), 2) if seconds > lost_s else 0.0,
             stages=self.clock.table(),
             shares={labels[index]: round(n / answered, 4) for index, n in self.answer.counts.most_common()},
             ended=ended,
             out=outs[0] if outs else None,
+            codec=next((sink.codec for sink in self.sinks if isinstance(sink, VideoSink)), None),
+            losses=self.losses,
+            lost_s=round(lost_s, 3),
         )

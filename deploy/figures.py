@@ -142,6 +142,8 @@ def camera_figure(report: Report) -> str:
     ]
     if camera.live:
         facts.append(f"{camera.dropped} frames dropped to stay current")
+    if camera.losses:
+        facts.append(f"lost {camera.losses} times, {camera.lost_s:.0f} s in all, and found again")
     if camera.skipped_steps:
         facts.append(f"{camera.skipped_steps} steps skipped: this device is too slow for the model's frame rate")
     if camera.out:

@@ -55,6 +55,7 @@ class Scene:
     stamp_s: float
     live: bool = False
     dropped: int = 0
+    losses: int = 0
     boxes: Found | None = None
 
 
@@ -228,8 +229,10 @@ class Overlay:
         self._type.put(area, fps, (pad, pad + round(0.8 * big)), big, _INK, bold=True)
         after = pad + self._type.width(fps, big, bold=True) + pad // 2
         self._type.put(area, "frames/s", (after, pad + round(0.8 * big)), px, _DIM)
-        if scene.live and scene.dropped:
-            self._type.put(area, f"-{scene.dropped}", (width - pad, pad + round(0.8 * big)), px, _DIM, right=True)
+        if scene.live and (scene.dropped or scene.losses):
+            missed = f"lost {scene.losses}x " * bool(scene.losses) + f"-{scene.dropped}"
+            missed = self._type.fit(missed, px, width - after - self._type.width("frames/s", px) - 2 * pad)
+            self._type.put(area, missed, (width - pad, pad + round(0.8 * big)), px, _DIM, right=True)
         shown = [(name, value) for name, value in scene.stages_ms.items() if name != "output"]
         first = pad + big + round(0.9 * px)
         pitch = (height - pad // 2 - first) / max(1, len(shown))

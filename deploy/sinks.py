@@ -1,9 +1,10 @@
 """Where the camera loop puts its answers: a window, an annotated video file, or lines of JSON.
 
 A sink takes each shown picture with what is known about it and says whether to go on. A video file is written
-under a temporary name and takes its own only when it is complete and can be read back.
+under a name of its own, ``NAME.partial-...``, and takes its own only when it is complete and can be read back.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 import numpy.typing as npt
 
+from deploy.recorder import SUFFIXES, Recorder, open_recorder
 from toolkit.contract import Answer, chosen
 from toolkit.cv import opencv
 from toolkit.detection import Found
@@ -24,17 +26,6 @@ from toolkit.files import prove_writable, writable_dir, writing
 from toolkit.preprocess import FrameSampler
 
 __all__ = ["EventSink", "Look", "Sink", "VideoSink", "WindowSink", "check_video_file"]
-
-# Per container the codecs to try in order. MPEG-4 needs no hardware and plays in every desktop player; a
-# browser wants VP9 (.webm) or H.264, for which OpenCV's wheels carry no software encoder.
-_CODECS = {
-    ".mp4": ("mp4v", "avc1"),
-    ".mov": ("mp4v", "avc1"),
-    ".m4v": ("mp4v", "avc1"),
-    ".mkv": ("mp4v", "XVID"),
-    ".avi": ("MJPG", "XVID"),
-    ".webm": ("VP90", "VP80"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +73,10 @@ class Sink(Protocol):
         """Show or write one frame (uint8 BGR); False asks the loop to stop."""
         ...
 
+    def rest(self) -> bool:
+        """The source is lost for now, there is nothing to take; asked several times a second, False stops the loop."""
+        ...
+
     def close(self) -> None:
         """Finish."""
         ...
@@ -95,6 +90,7 @@ class WindowSink:
     def __init__(self, title: str = "vidon") -> None:
         self._title = title
         self._opened = False
+        self._last: npt.NDArray[np.uint8] | None = None
 
     def start(self, fps: float) -> None:
         """Open the window.
@@ -118,8 +114,21 @@ class WindowSink:
 
     def put(self, picture: npt.NDArray[np.uint8] | None, look: Look) -> bool:
         """Show the picture and look at the keyboard."""
+        opencv().imshow(self._title, picture)
+        self._last = picture
+        return self._wanted()
+
+    def rest(self) -> bool:
+        """Darken the last picture, which would pass for a live one, and look at the keyboard."""
+        if self._last is not None:
+            cv2, picture = opencv(), self._last // 4
+            cv2.putText(picture, "no signal", (20, picture.shape[0] // 2), cv2.FONT_HERSHEY_SIMPLEX, 2, (255,) * 3, 3)
+            cv2.imshow(self._title, picture)
+            self._last = None
+        return self._wanted()
+
+    def _wanted(self) -> bool:
         cv2 = opencv()
-        cv2.imshow(self._title, picture)
         key = cv2.waitKey(1) & 0xFF
         return key not in {ord("q"), 27} and cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) >= 1
 
@@ -136,21 +145,25 @@ def check_video_file(path: Path) -> None:
     Raises:
         UserError: unknown suffix, or a folder that cannot be written to.
     """
-    if path.suffix.lower() not in _CODECS:
-        raise UserError(f"cannot write {path}: unknown kind of video; use one of {', '.join(_CODECS)}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"cannot write {path}: unknown kind of video; use one of {', '.join(SUFFIXES)}")
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; give the name of a video file")
     prove_writable(path.parent)
 
 
 class VideoSink:
-    """Write the pictures to ``path`` at the source's frame rate, so that it plays at the original speed."""
+    """Write the pictures to ``path`` at the source's frame rate, so that it plays at the original speed.
+
+    While the source is lost nothing is written: the file goes on with the first picture after it.
+    """
 
     wants_picture = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._writer: Any = None
+        self.codec: str | None = None  # FFmpeg's name of the format, once there is a picture
+        self._writer: Recorder | None = None
         self._temporary: Path | None = None
         self._size = (0, 0)
         self._fps = 0.0
@@ -169,31 +182,53 @@ class VideoSink:
         self._pace = FrameSampler(self._fps)
 
     def put(self, picture: npt.NDArray[np.uint8] | None, look: Look) -> bool:
-        """Write the picture as often as its timestamp asks for: a live source may come irregularly."""
+        """Write the picture as often as its timestamp asks for: a live source may come irregularly.
+
+        Raises:
+            UserError: the disk is full; what is on it stays, under the name of the part.
+        """
         assert picture is not None
         assert self._pace is not None
         if self._writer is None:
             self._open(picture)
+        assert self._writer is not None
         if (picture.shape[1], picture.shape[0]) != self._size:
             picture = opencv().resize(picture, self._size)
         for _ in range(self._pace.due(look.stamp_s)):
-            self._writer.write(picture)
+            try:
+                self._writer.write(picture)
+            except UserError as error:
+                raise self._abandoned(error) from error
             self._written += 1
         return True
 
+    def rest(self) -> bool:
+        """Leave the time without a source out of the file."""
+        self._pace = FrameSampler(self._fps)
+        return True
+
     def _open(self, picture: npt.NDArray[np.uint8]) -> None:
-        cv2 = opencv()
         self._size = (picture.shape[1], picture.shape[0])
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=".vidon.", suffix=self.path.suffix.lower())
+        prefix = f"{self.path.stem}.partial-"
+        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=prefix, suffix=self.path.suffix.lower())
         os.close(handle)
         self._temporary = Path(name)
-        for codec in _CODECS[self.path.suffix.lower()]:
-            writer = cv2.VideoWriter(name, cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*codec), self._fps, self._size)
-            if writer.isOpened():
-                self._writer = writer
-                return
-        self._discard()
-        raise UserError(f"cannot write {self.path}: this OpenCV has no encoder for it; try a name that ends in .avi")
+        self._temporary.chmod(0o644)
+        try:
+            self._writer = open_recorder(self._temporary, self._fps, self._size)
+        except BaseException:
+            self._discard()
+            raise
+        self.codec = self._writer.codec
+
+    def _abandoned(self, error: UserError) -> UserError:
+        """Let go of a file that the disk does not take; what it holds can mostly be played."""
+        writer, self._writer = self._writer, None
+        part, self._temporary = self._temporary, None
+        assert writer is not None
+        with contextlib.suppress(UserError, OSError):
+            writer.close()
+        return UserError(f"{error} ({part} holds the video so far)")
 
     def _discard(self) -> None:
         if self._temporary is not None:
@@ -208,12 +243,14 @@ class VideoSink:
         """
         if self._writer is None or self._temporary is None:
             return
-        self._writer.release()
+        try:
+            self._writer.close()
+        except UserError as error:
+            raise self._abandoned(error) from error
         self._writer = None
         if not self._complete(self._temporary):
             self._discard()
             raise UserError(f"cannot write {self.path}: the video is incomplete; free some disk space and run again")
-        self._temporary.chmod(0o644)
         os.replace(self._temporary, self.path)
         self._temporary = None
 
@@ -272,6 +309,11 @@ class EventSink:
                 self._stream.flush()
         except BrokenPipeError:
             return False
+        return True
+
+    def rest(self) -> bool:
+        """The first answer after a gap is news, even if it is the last one's label again."""
+        self._last = None
         return True
 
     def close(self) -> None:

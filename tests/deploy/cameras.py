@@ -70,9 +70,18 @@ def write_video(path: Path, frames: int = 30, fps: float = 15.0) -> Path:
 
 
 @contextmanager
-def mjpeg_camera(frames: int, pause_s: float = 0.02, hold: bool = False) -> Iterator[str]:
+def mjpeg_camera(frames: int, pause_s: float = 0.02, hold: bool = False, port: int = 0) -> Iterator[str]:
     """Serve ``frames`` JPEGs as a network camera does, then hang up, or say nothing more (``hold``)."""
-    done = threading.Event()
+    with network_camera(frames, pause_s, hold, port) as (url, _):
+        yield url
+
+
+@contextmanager
+def network_camera(
+    frames: int, pause_s: float = 0.02, hold: bool = False, port: int = 0
+) -> Iterator[tuple[str, threading.Event]]:
+    """As :func:`mjpeg_camera`, with an event that tells when a viewer has got all frames."""
+    done, served = threading.Event(), threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -87,17 +96,18 @@ def mjpeg_camera(frames: int, pause_s: float = 0.02, hold: bool = False) -> Iter
                 except OSError:
                     return
                 time.sleep(pause_s)
+            served.set()
             if hold:
                 done.wait(30)
 
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
-        yield f"http://user:secret@127.0.0.1:{server.server_port}/video"
+        yield f"http://user:secret@127.0.0.1:{server.server_port}/video", served
     finally:
         done.set()
         server.shutdown()

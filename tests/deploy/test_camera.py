@@ -17,7 +17,7 @@ from tests.deploy.cameras import BrightnessSession, make_bundle, mjpeg_camera, w
 from toolkit.errors import BundleError, UnavailableDevice, UserError
 from toolkit.video import read_pictures
 
-QUICK = CameraOptions(open_timeout_s=2, stall_timeout_s=0.5)
+QUICK = CameraOptions(open_timeout_s=2, stall_timeout_s=0.5, reconnect_s=0)
 
 
 def _lines(stream: io.StringIO) -> list[dict[str, object]]:

@@ -316,6 +316,9 @@ def camera(
     duration: Annotated[
         float | None, typer.Option(help="Stop after this many seconds of the source. Default: when it ends.")
     ] = None,
+    reconnect: Annotated[
+        float, typer.Option(help="Seconds to look for a lost camera or stream: 0 not at all, inf for good.")
+    ] = 600.0,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Run a bundle on a live camera or a file. Ctrl-C ends it cleanly.
@@ -324,6 +327,7 @@ def camera(
     """
     from deploy.camera import CameraOptions, run_camera
     from deploy.choice import load_choice
+    from deploy.recorder import codec_line
     from deploy.runtimes import open_session
     from deploy.sinks import EventSink, Sink, VideoSink, WindowSink, check_video_file
     from toolkit.bundle import open_bundle
@@ -342,16 +346,19 @@ def camera(
     if choice is not None:
         note(choice.line)
     try:
-        options = CameraOptions(realtime=realtime, frames=frames, duration_s=duration)
+        options = CameraOptions(realtime=realtime, frames=frames, duration_s=duration, reconnect_s=reconnect)
         summary = run_camera(source, opened, session, sinks, options)
     finally:
         session.close()
+    if summary.out is not None and summary.codec is not None:
+        note(f"{summary.out}: {codec_line(summary.codec)}")
     if as_json or not headless:
         stages = "  ".join(f"{name} {timing.p50_ms:.2f} ms" for name, timing in summary.stages.items())
+        lost = f", lost {summary.losses} times for {summary.lost_s:.0f} s" if summary.losses else ""
         say(
             as_json,
             summary.as_dict(),
-            f"{summary.frames} frames, {summary.steps} steps, {summary.fps:.1f} frames/s\n{stages}",
+            f"{summary.frames} frames, {summary.steps} steps, {summary.fps:.1f} frames/s{lost}\n{stages}",
         )
 
 
