@@ -43,13 +43,13 @@ def forecast(recipe: Recipe, stage: str | None, clips: int | None, processes: in
 
 
 def _data(recipe: Recipe) -> tuple[tuple[str, ...], int | None, str]:
-    from train.data.index import index_clips
+    from train.data.index import index_data
 
     unknown = tuple(str(number) for number in range(_CLASSES))
     if not recipe.data.root.exists():
         return unknown, None, f"data: {recipe.data.root} is not here, give --clips to know the steps"
     try:
-        index = index_clips(recipe.data.root)
+        index = index_data(recipe.data)
         count = len(index.split("train"))
     except UserError as error:
         return unknown, None, f"data: {error}"

@@ -1,0 +1,174 @@
+"""What ``vidon data check`` costs for tens of thousands of videos: decoding apart from comparing, memory, disk.
+
+    python -m benchmarks.check_scale [--data ../shared/data] [--counts 1000 2000 4000 8000] [--videos 300000]
+
+Decoding is measured on real footage of 240 lines, 10 s each. Comparing is measured on made-up videos of 10 s of two
+kinds: *varied* ones (a camera pans over a picture of its own while two spots walk through it) and *alike* ones (one
+spot before a still picture: nearly all moments of all videos agree, the worst case for what proposes alignments). None
+is a copy of another. Each count runs in a process of its own, whose peak of memory is read; fingerprints lie in a
+temporary file, as in the command. The last row is estimated: decoding and alignments by the number of videos, the
+comparison of looks, which is of all pairs, by its square.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.common import ROOT, save
+from benchmarks.near_duplicates import HEIGHT, Film, Shot, film_of, write
+from toolkit.cv import opencv
+from toolkit.progress import quiet
+from train.data.clip import Clip
+from train.data.examine import Seen, examine
+from train.data.fingerprints import Fingerprints
+from train.data.likeness import Look, look_of, pairs
+from train.data.relations import relations
+from train.data.trace import SIDE, STEP_S, Trace
+
+SECONDS = 10.0
+KINDS = ("varied", "alike")
+_CELLS = round(SECONDS / STEP_S)
+Float = npt.NDArray[np.float32]
+
+
+def spots(rng: np.random.Generator, count: int, size: tuple[float, float]) -> Float:
+    """Blurred spots that walk about: (T, S, S) from 0 to 1."""
+    y, x = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
+    total = np.zeros((_CELLS, SIDE, SIDE), np.float32)
+    for _ in range(count):
+        width, speed = rng.uniform(*size), rng.normal(0, 0.3, 2)
+        path = np.cumsum(speed + rng.normal(0, 0.4, (_CELLS, 2)), 0) + rng.uniform(4, 28, 2)
+        path = np.abs((path + SIDE) % (2 * SIDE) - SIDE)  # they turn back at the edges
+        for cell, (a, b) in enumerate(path):
+            total[cell] += np.exp(-((y - a) ** 2 + (x - b) ** 2) / (2 * width**2))
+    return total
+
+
+def made(rng: np.random.Generator, kind: str) -> Seen:
+    """The look and the trace of one made-up video."""
+    cv2 = opencv()
+    if kind == "alike":
+        still = cv2.GaussianBlur(rng.normal(110, 60, (SIDE, SIDE)).astype(np.float32), (0, 0), 3)
+        cells = still + 76 * spots(rng, 1, (2, 5))
+    else:
+        view = cv2.GaussianBlur(rng.normal(110, 260, (96, 96)).astype(np.float32), (0, 0), 2.5)
+        at = np.cumsum(np.cumsum(rng.normal(0, 0.05, (_CELLS, 2)), 0), 0) % 60
+        crops = [cv2.warpAffine(view, np.asarray([[1, 0, -b], [0, 1, -a]], np.float32), (SIDE, SIDE),
+                                borderMode=cv2.BORDER_REFLECT) for a, b in at]  # fmt: skip
+        cells = np.stack(crops) + rng.uniform(-90, 90) * spots(rng, 2, (1, 4))
+    cells = cells.clip(0, 255).astype(np.float32)
+    mean = cells.mean(0)
+    scale = max(float(np.abs(cells - mean).max()), 1.0) / 127
+    trace = Trace(mean, np.rint((cells - mean) / scale).astype(np.int8), scale, (0, 0, 0, 0))
+    return Seen(_CELLS, _CELLS, "", "", look_of(np.rint(cells).astype(np.uint8), np.arange(_CELLS) * STEP_S), trace)
+
+
+def compare(kind: str, count: int) -> dict[str, float]:
+    """Processor seconds of both comparisons of so many videos, peak of memory above what it was before, disk."""
+    rng, looks = np.random.default_rng(0), list[Look | None]()
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        with Fingerprints.open(Path(folder)) as known:
+            begin_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            keys = [str(number) for number in range(count)]
+            for key in keys:
+                looks.append(known.put(key, made(rng, kind)).look)
+            begin = time.process_time()
+            near = pairs(looks)
+            middle = time.process_time()
+            related = relations(known.traces(keys))
+            end = time.process_time()
+        disk = sum(path.stat().st_size for path in Path(folder).iterdir())
+    return {
+        "looks_s": middle - begin, "relations_s": end - middle, "found": len(near) + len(related),
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - begin_mb, "disk_kb": disk / count / 1e3,
+    }  # fmt: skip
+
+
+def decoding(data: Path, videos: int = 6) -> dict[str, list[float]]:
+    """Processor seconds to look at real videos of 10 s, with and without what copies are found by."""
+    path = data / "intel_sample_videos" / "one-by-one-person-detection.mp4"
+    found: dict[str, list[float]] = {"with looks": [], "without": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(videos):
+            film = film_of(Shot("", "", path, 10.0 * number, 10.0 * number + SECONDS))
+            options = (("crf", "23"), ("preset", "veryfast"))
+            clip = Clip(write(Film(film.frames, film.fps, options=options), Path(folder) / str(number)), "", "", "")
+            for name, looks in (("with looks", True), ("without", False)):
+                begin = time.process_time()
+                examine(clip, 10, looks)
+                found[name].append(time.process_time() - begin)
+    return found
+
+
+def estimated(per_video: float, rows: dict[int, dict[str, float]], videos: int) -> dict[str, float]:
+    """Hours on one core for so many videos, from the largest count that was measured."""
+    count = max(rows)
+    most = rows[count]
+    return {
+        "decode_h": per_video * videos / 3600,
+        "looks_h": most["looks_s"] * (videos / count) ** 2 / 3600,
+        "relations_h": most["relations_s"] * videos / count / 3600,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure, print and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--counts", type=int, nargs="+", default=[1000, 2000, 4000, 8000])
+    parser.add_argument("--videos", type=int, default=300_000)
+    parser.add_argument("--one", nargs=2, metavar=("KIND", "COUNT"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(compare(args.one[0], int(args.one[1]))))
+        return
+    seconds = decoding(args.data)
+    per_video = float(np.median(seconds["with looks"]))
+    print(seconds, flush=True)
+    measured: dict[str, dict[int, dict[str, float]]] = {kind: {} for kind in KINDS}
+    table: list[list[Any]] = []
+    for kind in KINDS:
+        for count in args.counts:
+            words = [sys.executable, "-P", "-m", "benchmarks.check_scale", "--one", kind, str(count)]
+            done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
+            one = measured[kind][count] = json.loads(done.stdout)
+            total = one["looks_s"] + one["relations_s"]
+            table.append([kind, f"{count:,}", f"{one['looks_s']:.1f} s", f"{one['relations_s']:.1f} s",
+                          f"{1e3 * total / count:.1f} ms", f"{total / (per_video * count):.1%}",
+                          f"{one['peak_mb']:.0f} MB", int(one["found"])])  # fmt: skip
+            print(table[-1], flush=True)
+    far = {kind: estimated(per_video, measured[kind], args.videos) for kind in KINDS}
+    for kind, hours in far.items():
+        total_h = hours["looks_h"] + hours["relations_h"]
+        table.append([f"{kind}, estimated", f"{args.videos:,}", f"{hours['looks_h']:.2f} h",
+                      f"{hours['relations_h']:.2f} h", f"{3.6e6 * total_h / args.videos:.1f} ms",
+                      f"{total_h / hours['decode_h']:.1%}", "", ""])  # fmt: skip
+    counts = sorted(args.counts)
+    kept = max((measured[kind][counts[-1]]["peak_mb"] - measured[kind][counts[0]]["peak_mb"])
+               / (counts[-1] - counts[0]) for kind in KINDS)  # fmt: skip
+    disk = max(measured[kind][counts[-1]]["disk_kb"] for kind in KINDS)
+    caption = (
+        f"Made-up videos of {SECONDS:g} s, none a copy; processor time of one core. Decoding a real video of "
+        f"{SECONDS:g} s and {HEIGHT} lines, fingerprints and all, takes {per_video:.2f} s "
+        f"({np.median(seconds['without']):.2f} s without looking for copies), so {args.videos:,} take "
+        f"{far['varied']['decode_h']:.0f} hours of one core (estimated). "
+        f"Memory grows by {kept * 1e3:.0f} KB a video, the cache by {disk:.0f} KB."
+    )  # fmt: skip
+    columns = ["videos", "count", "whole clips (looks)", "parts (relations)", "comparing, a video", "of decoding",
+               "memory", "false alarms"]  # fmt: skip
+    print(save("check_scale", caption, columns, table, {
+        "decode_s": seconds, "compare": measured, "estimated_h": far, "memory_kb_a_video": kept * 1e3, "disk_kb": disk,
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
