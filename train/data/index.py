@@ -151,19 +151,21 @@ def _compare_labels(root: Path, clips: list[Clip]) -> None:
     Raises:
         UserError: they also stand in different splits, so what is trained would never be tested.
     """
-    alike: dict[str, dict[str, list[Clip]]] = {}
+    first: dict[str, Clip] = {}
+    splits: dict[str, set[str]] = {}
     for clip in clips:
         for label in clip.labels:
-            plain = "".join(unicodedata.normalize("NFKC", label).casefold().split())
-            alike.setdefault(plain, {}).setdefault(label, []).append(clip)
-    for twins in alike.values():
-        if len(twins) > 1:
-            (one, ours), (two, theirs) = sorted(twins.items())[:2]
-            what = (f"data {root}: labels {one!r} ({ours[0].name}) and {two!r} ({theirs[0].name}) differ only in case, "
-                    "spaces or accents")  # fmt: skip
-            if not {clip.split for clip in ours} & {clip.split for clip in theirs}:
-                raise UserError(f"{what}, and are in different splits: give them one name")
-            note(f"{what}: two classes are made of them")
+            first.setdefault(label, clip)
+            splits.setdefault(label, set()).add(clip.split)
+    alike: dict[str, list[str]] = {}
+    for label in sorted(first):
+        alike.setdefault("".join(unicodedata.normalize("NFKC", label).casefold().split()), []).append(label)
+    for one, two, *_ in (twins for twins in alike.values() if len(twins) > 1):
+        what = (f"data {root}: labels {one!r} ({first[one].name}) and {two!r} ({first[two].name}) differ only in case, "
+                "spaces or accents")  # fmt: skip
+        if not splits[one] & splits[two]:
+            raise UserError(f"{what}, and are in different splits: give them one name")
+        note(f"{what}: two classes are made of them")
 
 
 def _size(clip: Clip) -> int:

@@ -205,10 +205,17 @@ def _videos_in(folder: str, above: frozenset[str]) -> Iterator[str]:
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if os.path.isdir(entry.path):
+        if _is_folder(entry):
             yield from _videos_in(entry.path, above | {real})
         elif os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES:
             yield entry.path
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()  # mostly known without asking the disk again
+    except OSError:  # a link to itself
+        return False
 
 
 def list_folders(folder: Path) -> list[Path]:
