@@ -37,7 +37,12 @@ def fetch(url: str, offset: int = 0, size: int | None = None) -> bytes:
         UserError: as :class:`Remote`.
     """
     with Remote(url, offset, size) as file:
-        return file.read()
+        if size is None:
+            return b"".join(iter(lambda: file.read(_CHUNK), b""))
+        data, got = bytearray(size), 0
+        while got < size and (count := file.readinto(memoryview(data)[got:])):
+            got += count
+        return bytes(memoryview(data)[:got])
 
 
 class Remote(io.RawIOBase):
@@ -65,11 +70,9 @@ class Remote(io.RawIOBase):
             try:
                 if self._answer is None and not self._open():
                     return 0
-                data = self._answer.read(min(wanted, _CHUNK))
-                if data:
-                    buffer[: len(data)] = data
-                    self._at, self._tries, self._brought = self._at + len(data), 0, True
-                    return len(data)
+                if count := int(self._answer.readinto(memoryview(buffer)[: min(wanted, _CHUNK)])):
+                    self._at, self._tries, self._brought = self._at + count, 0, True
+                    return count
                 if self._end is None or self._at >= self._end:
                     return 0
                 raise http.client.IncompleteRead(b"", self._end - self._at)
