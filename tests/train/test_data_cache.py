@@ -99,7 +99,7 @@ def test_a_broken_clip_is_looked_at_again(films: Path, tmp_path: Path) -> None:
 def test_an_interrupted_check_goes_on(how: signal.Signals, workers: str, tmp_path: Path) -> None:
     """Ctrl-C reaches the workers too: all end without a word of theirs."""
     root, cache = tmp_path / "data", tmp_path / "cache"
-    video = encode(tmp_path / "v.mp4", moving_frames(60, 96, 128))
+    video = encode(tmp_path / "v.mp4", moving_frames(30, 96, 128))
     for number in range(300):
         path = root / "train" / "ab"[number % 2] / f"{number}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def test_an_interrupted_check_goes_on(how: signal.Signals, workers: str, tmp_pat
     assert (running.returncode, out) == ((130, "") if how == signal.SIGINT else (-9, ""))
     assert "Traceback" not in err
     code, found, said = checked(root, cache, "--distance", "0")
-    assert (code, found["clips"], found["frames"]) == (2, 300, 18000)
+    assert (code, found["clips"], found["frames"]) == (2, 300, 9000)
     known = int(said.partition(" clips are known")[0].rpartition("\n")[2])
     assert done <= known < 300
     assert f"{known} clips are known, {300 - known} are new" in said

@@ -107,7 +107,7 @@ def test_a_file_that_changes_in_the_middle_is_refused() -> None:
         self.send_header("ETag", next(marks))
         super(Served, self).end_headers()
 
-    kind.end_headers = end_headers  # type: ignore[method-assign]
+    kind.end_headers = end_headers  # type: ignore[method-assign,assignment]
     with pytest.raises(UserError, match=r"train\.tar has changed on the server while it was read: run again"):
         fetch(url)
 

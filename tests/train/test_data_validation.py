@@ -114,12 +114,12 @@ def test_a_class_of_one_group_and_a_group_of_several_classes_go_on_training() ->
 
 def test_checks_and_shards_keep_the_lists_as_they_are(tmp_path: Path) -> None:
     rows = []
-    for n in range(8):
+    for n in range(14):
         encode(tmp_path / f"{n}.mp4", moving_frames(8, seed=n))
-        rows.append(f"{n}.mp4,{'ab'[n % 2]},{'train' if n < 6 else 'test'},g{n}")
+        rows.append(f"{n}.mp4,{'ab'[n % 2]},{'train' if n < 12 else 'test'},g{n}")
     (tmp_path / "list.csv").write_text("\n".join(["path,label,split,group", *rows]))
     counts = json.loads(vidon("data", "check", tmp_path / "list.csv", "--json", "--distance", "0")[1])["counts"]
-    assert counts == {"train": {"a": 3, "b": 3}, "val": {"a": 0, "b": 0}, "test": {"a": 1, "b": 1}}
+    assert counts == {"train": {"a": 6, "b": 6}, "val": {"a": 0, "b": 0}, "test": {"a": 1, "b": 1}}
     assert vidon("data", "shard", tmp_path / "list.csv", "--out", tmp_path / "shards")[0] == 0
     shards, files = (index_data(DataConfig(root=root)) for root in (tmp_path / "shards", tmp_path / "list.csv"))
     assert groups(shards, "val") == groups(files, "val") != set()

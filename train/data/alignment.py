@@ -114,7 +114,7 @@ def _moving(ours: Float, theirs: Float, shared: _Shared) -> tuple[Float, Float]:
     count = shared.cells - LAG
     part = ours[shared.ours : shared.ours + count]
     if shared.odd:
-        part = (part + ours[shared.ours + 1 : shared.ours + 1 + count]) / 2
+        part = np.asarray((part + ours[shared.ours + 1 : shared.ours + 1 + count]) / 2, np.float32)
     return part, theirs[shared.theirs : shared.theirs + count]
 
 

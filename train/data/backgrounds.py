@@ -93,7 +93,7 @@ class Backgrounds:
         for top, bottom, first, last in STARTS:
             rows, columns = (scaling(a * _COARSE / 100, _COARSE - b * _COARSE / 100, _COARSE, _COARSE)
                              for a, b in ((top, bottom), (first, last)))  # fmt: skip
-            cut = _centred(rows @ pictures @ columns.T)
+            cut = _centred(np.asarray(rows @ pictures @ columns.T, np.float32))
             for one, two in ((ours, theirs), (theirs, ours)):
                 best = np.maximum(best, np.einsum("ni,ni->n", cut[one], whole[two]))
         return best
@@ -107,7 +107,8 @@ class Backgrounds:
 def _pooled(pictures: npt.NDArray[np.float32] | npt.NDArray[np.int8], side: int) -> Float:
     """Mean over squares: (..., S, S) to (..., side, side)."""
     by = SIDE // side
-    return pictures.reshape(*pictures.shape[:-2], side, by, side, by).mean((-3, -1), dtype=np.float32)
+    squares = pictures.reshape(*pictures.shape[:-2], side, by, side, by)
+    return np.asarray(squares.mean((-3, -1), dtype=np.float32), np.float32)
 
 
 def _centred(pictures: Float) -> Float:

@@ -33,7 +33,7 @@ _FILE = "fingerprints.sqlite"
 #: Of what is kept, and of how looks and traces are made.
 _VERSION = 1
 _TABLE = "create table if not exists seen (key text primary key, facts text, look blob, trace blob)"
-_COMMIT_EVERY_S = 1.0
+_COMMIT_EVERY_S = 0.5
 _WAIT_S = 60.0
 
 

@@ -19,6 +19,7 @@ __all__ = ["bits_apart", "near_codes"]
 
 Codes = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
+Owners = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 #: About so many pairs come at a time, 8 bytes each.
 _MANY = 4_000_000
 #: Codes that are compared in one go: what they are compared with stays in the processor's cache.
@@ -31,7 +32,7 @@ def bits_apart(one: Codes, two: Codes) -> npt.NDArray[np.uint8]:
 
 
 def near_codes(
-    codes: Codes, owners: Places, apart: int, tables: int = 16, width: int = 24, many: int = _MANY
+    codes: Codes, owners: Owners, apart: int, tables: int = 16, width: int = 24, many: int = _MANY
 ) -> Iterator[tuple[Places, Places]]:
     """Places (n,), (n,) of codes of two owners that differ in at most ``apart`` bits: each pair once, lower first.
 
@@ -61,7 +62,7 @@ def _orders(codes: Codes, tables: int, file: npt.NDArray[np.int32]) -> list[npt.
     return [np.asarray(file[table]) for table in range(tables)]
 
 
-def _blocks(owners: Places) -> Iterator[tuple[int, int]]:
+def _blocks(owners: Owners) -> Iterator[tuple[int, int]]:
     """Runs of whole owners with about ``_BLOCK`` codes together."""
     begin = 0
     for end in [*(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(owners)]:
@@ -71,7 +72,7 @@ def _blocks(owners: Places) -> Iterator[tuple[int, int]]:
 
 
 def _around(
-    codes: Codes, owners: Places, apart: int, order: npt.NDArray[np.int32], width: int, begin: int, end: int
+    codes: Codes, owners: Owners, apart: int, order: npt.NDArray[np.int32], width: int, begin: int, end: int
 ) -> Places:
     """Pairs of the codes from ``begin`` to ``end`` with later ones around them: ``lower * N + higher``."""
     lined, places = order
@@ -82,7 +83,7 @@ def _around(
     row, column = np.nonzero((other_mw > lined[at][:, None]) & (near_mw >= 0) & (near_mw < len(codes)))
     own, other = lined[at][row].astype(np.int64), other_mw[row, column].astype(np.int64)
     good = (bits_apart(codes[own], codes[other]) <= apart) & (owners[own] != owners[other])
-    return own[good] * len(codes) + other[good]
+    return np.asarray(own[good] * len(codes) + other[good], np.int64)
 
 
 def _unique(pairs: Places) -> Places:
