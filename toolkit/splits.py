@@ -30,7 +30,8 @@ def group_share(group: str) -> float:
 def validation_groups(known: Iterable[tuple[str, str]], share: float) -> set[str]:
     """Of the (label, group) of training clips, the groups that are about ``share`` of all: each whole, or not at all.
 
-    A label of so many groups that its share is nearest to one or more has at least one. Each keeps one for training.
+    A label of so many groups that its share is nearest to one or more gives at least one, any other none, and each
+    keeps one for training.
 
     >>> sorted(validation_groups([("ab"[number % 2], f"g{number}") for number in range(20)], 0.1))
     ['g6', 'g8', 'g9']
@@ -39,10 +40,11 @@ def validation_groups(known: Iterable[tuple[str, str]], share: float) -> set[str
     for label, group in known:
         groups.setdefault(label, set()).add(group)
     place = {group: group_share(group) for own in groups.values() for group in own}
-    chosen = {group for group, at in place.items() if at < share}
+    few = {group for own in groups.values() if len(own) * share < 0.5 for group in own}
+    chosen = {group for group, at in place.items() if at < share} - few
     for _, own in sorted(groups.items()):
-        if len(own) * share >= 0.5 and not own & chosen:
-            chosen.add(min(own, key=lambda group: (place[group], group)))
+        if own - few and not own & chosen:
+            chosen.add(min(own - few, key=lambda group: (place[group], group)))
     for _, own in sorted(groups.items()):  # training comes first where groups of several labels do not let both be
         if own <= chosen:
             chosen.discard(max(own, key=lambda group: (place[group], group)))

@@ -25,6 +25,7 @@ _LEAST_VOTES = 3
 _AT_ONCE = 1 << 20
 
 Places = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.int32]
 
 
 class Moments:
@@ -44,19 +45,24 @@ class Moments:
         row = np.repeat(np.arange(len(self._length), dtype=np.int32), self._length)
         enough = np.bincount(row[self._moves], minlength=len(self._length)) >= self._least
         used = np.flatnonzero(self._moves & enough[row])
-        row, codes = row[used], self._codes[used]
-        for one, two in track(near_codes(codes, row % max(self._clips, 1), apart), "compare"):
-            yield self._counted(row, used - self._begin[row], one, two)
+        row, cell = row[used], (used - self._begin[row[used]]).astype(np.int32)
+        codes, clip = self._codes[used], row % np.int32(max(self._clips, 1))
+        kind = (row // np.int32(max(self._clips, 1))).astype(np.int8)
+        del row, used, enough
+        for one, two in track(near_codes(codes, clip, apart), "compare"):
+            yield self._counted(kind, clip, cell, one, two)
 
-    def _counted(self, row: npt.NDArray[np.int32], cell: Places, one: Places, two: Places) -> Places:
+    def _counted(
+        self, kind: npt.NDArray[np.int8], clip: Numbers, cell: Numbers, one: Places, two: Places
+    ) -> Places:  # fmt: skip
+        """The alignments that enough of these pairs of moments propose."""
         # Codes come in the order of their kinds and clips. The middle stands left, the mirror image right.
-        kind, clip = row // self._clips, row % self._clips
         swap = (kind[one] == 0) & (kind[two] == 1)
         one, two = np.where(swap, two, one), np.where(swap, one, two)
         fits = (kind[one] != 2) & (kind[two] != 1) & ((kind[one] == 1) | (clip[one] < clip[two]))
         one, two = one[fits], two[fits]
         pair = (clip[one].astype(np.int64) * self._clips + clip[two]) * KINDS + kind[one] + kind[two]
-        keys = pair * SHIFTS + cell[one] - cell[two] + SHIFTS // 2
+        keys = pair * SHIFTS + (cell[one] - cell[two] + SHIFTS // 2)
         keys.sort()
         first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else np.empty(0, np.int64)
         keys, votes = keys[first], np.diff(np.append(first, len(keys)))
