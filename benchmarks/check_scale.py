@@ -5,9 +5,10 @@
 Decoding is measured on real footage of 240 lines, and taken for 25 frames a second. Comparing is measured on made-up
 videos of 10 s of two kinds: *varied* ones (a camera pans over a picture of its own while two spots walk through it) and
 *alike* ones (one spot before a still picture: nearly all moments of all videos agree, the worst case for what proposes
-alignments). Of these half as many are made. None is a copy of another. Each count runs in a process of its own, whose peak of memory is read;
-fingerprints lie in a file, as in the command. The last rows are estimated: decoding by the number of videos, the
-comparison of looks, which is of all pairs, by its square, that of parts by its growth between the two largest counts.
+alignments). Of these half as many are made. None is a copy of another. Each count runs in a process of its own, whose
+peak of memory is read; fingerprints lie in a file, as in the command. The last rows are estimated: decoding by the
+number of videos, the comparison of looks, which is of all pairs, by its square, that of parts by its growth between the
+two largest counts.
 """
 
 import argparse
