@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from train.data.check import check
 from train.data.index import index_clips
 from train.data.neighbours import bits_apart, near_codes
 from train.data.relations import Relation, described, relations
+from train.data.spread import spread
 from train.data.trace import GRID, STEP_S, Trace, Tracer, motion_of, scaling
 
 FPS = 25
@@ -249,3 +251,24 @@ def test_processes_find_the_same(films: list[list[Frame]], monkeypatch: pytest.M
     assert [(one.first, one.second) for one in alone] == [(place, place + 9) for place in range(9)]
     monkeypatch.setattr("train.data.relations._FEW", 1)
     assert relations(traces, workers=2) == alone
+
+
+def test_items_are_made_ready_a_few_at_a_time() -> None:
+    """They may be large: never are all of them in memory."""
+
+    class Items(Sequence[int]):
+        made = 0
+
+        def __len__(self) -> int:
+            return 500
+
+        def __getitem__(self, place: Any) -> Any:
+            Items.made += 1
+            return place
+
+    ahead = []
+    for number, result in enumerate(spread(abs, Items(), "count", 2, 1)):
+        assert result == number
+        ahead.append(Items.made - number)
+    assert len(ahead) == 500
+    assert max(ahead) <= 16 * (4 * 2 + 1)
