@@ -45,7 +45,9 @@ def test_shared_pictures_are_those_of_the_shared_cells(turned: bool) -> None:
                 pooled(trace.cells[a : a + end - begin] + trace.still)
                 for trace, a in ((one, begin + shift), (two, begin))
             ]
-            assert found == pytest.approx(np.corrcoef(np.stack([part.ravel() for part in parts]))[0, 1], abs=0.02)
+            assert found == pytest.approx(
+                np.asarray(np.corrcoef(np.stack([part.ravel() for part in parts])))[0, 1], abs=0.02
+            )
 
 
 def test_an_hour_of_video_does_not_run_over() -> None:
