@@ -46,6 +46,7 @@ from benchmarks.malformed_data import (
     unseen,
     video,
 )
+from benchmarks.malformed_lists import LISTS
 from tests.train.videos import encode, moving_frames, sound_only
 
 __all__ = ["CASES", "Case", "arguments", "make_bundle"]
@@ -189,6 +190,8 @@ CASES: tuple[Case, ...] = (
     Case("evaluation: no such data", "evaluate", 2, "does not exist", lambda folder: folder / "nothing"),
     Case("evaluation: every video broken", "evaluate", 2, "none of the 2 videos can be read",
          table("path,label\nx.mp4,a\ny.mp4,b\n")),
+    *(Case(name, "check", code, says, make, options[0] if options else ())
+      for name, code, says, make, *options in LISTS),
 )  # fmt: skip
 
 

@@ -386,7 +386,7 @@ def main() -> None:
     if args.part != "held" or not seconds:
         return
     ratio = {name: float(np.median(np.divide(values, seconds["decode"]))) for name, values in seconds.items()}
-    grown = growth((500, 1000, 2000))
+    grown = growth((500, 1000, 2000, 4000))
     columns = ["copies", "found", *dict.fromkeys(shot.kind for shot in all_shots), "told what was done", "wrong pairs",
                "precision"]  # fmt: skip
     caption = (

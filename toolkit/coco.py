@@ -6,6 +6,7 @@ to the JSON file. Several splits may share one file: ``split`` stands at the vid
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,11 @@ def _keyed(raw: dict[str, Any], part: str, where: str) -> list[tuple[Any, dict[s
     rows = raw.get(part) or []
     if not isinstance(rows, list):
         raise UserError(f"{where} is not COCO: {part!r} is no list")
-    return [(value_of(row, "id", where, part), row) for row in rows]
+    keyed = [(value_of(row, "id", where, part), row) for row in rows]
+    if len(keyed) > len(dict(keyed)):
+        twice = next(key for key, count in Counter(key for key, _ in keyed).items() if count > 1)
+        raise UserError(f"{where}: two entries of {part!r} have the id {twice!r}: ids must differ")
+    return keyed
 
 
 def value_of(row: Any, key: str, where: str, part: str) -> Any:

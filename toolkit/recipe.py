@@ -65,7 +65,8 @@ class DataConfig(_Frozen):
     ``root`` is a folder ``<split>/<class>/*.mp4`` or ``<class>/*.mp4``, a CSV with columns ``path,label`` and
     optionally ``split`` (train/val/test) and ``group`` (clips of one group never straddle two splits), or one of the
     published layouts (``train.data.formats``), recognised by itself unless ``format`` names it; ``videos`` is where the
-    files of a list lie, if not beside it, ``fold`` which of several published splits.
+    files of a list lie, if not beside it, ``fold`` which of several published splits. Lists that name training clips
+    and none for validation (UCF101, HMDB51) give about ``val_share`` of their training groups for it; 0 leaves them be.
     ``frames`` is the clip length T at ``preprocess.fps``. ``source`` says where training clips come from: decoded once
     into ``memory``, or decoded on demand from the ``files``; ``auto`` takes memory up to 2 GiB. ``device`` decodes
     (``cpu``, or what PyAV knows here, such as ``cuda``). More than ``broken_share`` unreadable videos are an error.
@@ -77,6 +78,7 @@ class DataConfig(_Frozen):
     format: Literal["auto", "folders", "csv", "kinetics", "ucf101", "hmdb51", "something", "coco", "shards"] = "auto"
     videos: Path | None = None
     fold: int = Field(default=1, ge=1, le=3)
+    val_share: float = Field(default=0.1, ge=0, le=0.5)
     source: Literal["auto", "memory", "files"] = "auto"
     device: str = "cpu"
     broken_share: float = Field(default=0.2, ge=0, le=1)

@@ -15,6 +15,7 @@ QUICK = [case for case in CASES if case.command == "check"]
 @pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name.replace(" ", "_"))
 def test_each_malformed_input_gets_its_line(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr("train.data.remote._WAIT_S", 0.0)
     words = arguments(case, case.make(tmp_path), tmp_path, None)
     result = CliRunner().invoke(app, words)
     assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)

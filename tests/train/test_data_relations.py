@@ -1,8 +1,10 @@
 """Parts, crops, bordered and mirrored copies are found and named; other moments before the same camera are not."""
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from train.data.check import check
 from train.data.index import index_clips
 from train.data.neighbours import bits_apart, near_codes
 from train.data.relations import Relation, described, relations
+from train.data.spread import spread
 from train.data.trace import GRID, STEP_S, Trace, Tracer, motion_of, scaling
 
 FPS = 25
@@ -206,7 +209,7 @@ def test_near_codes_are_found_among_many_and_others_are_not() -> None:
     for place in range(300):  # each with a neighbour of up to eight other bits
         flips = rng.choice(64, rng.integers(0, 9), replace=False).astype(np.uint64)
         codes[1000 + place] = codes[place] ^ np.bitwise_or.reduce(np.uint64(1) << flips, initial=np.uint64(0))
-    one, two = near_codes(codes, np.arange(3000), 8)
+    [(one, two)] = near_codes(codes, np.arange(3000), 8)
     assert (bits_apart(codes[one], codes[two]) <= 8).all()
     near = bits_apart(codes[:, None], codes[None]) <= 8
     wanted = {(a, b) for a, b in np.argwhere(near).tolist() if a < b}
@@ -214,8 +217,24 @@ def test_near_codes_are_found_among_many_and_others_are_not() -> None:
     assert len(found) == len(one)
     assert found <= wanted
     assert len(found) > 0.97 * len(wanted)
-    assert len(near_codes(codes, np.zeros(3000, np.int64), 8)[0]) == 0  # all of one owner
-    assert len(near_codes(codes[:0], np.zeros(0, np.int64), 8)[0]) == 0
+    for few, owners in ((codes, np.zeros(3000, np.int64)), (codes[:0], np.zeros(0, np.int64))):
+        [(none, _)] = near_codes(few, owners, 8)  # all of one owner, or nothing at all
+        assert len(none) == 0
+
+
+def test_near_codes_in_parts_are_those_in_one_go() -> None:
+    """However little memory there is; a part holds all that stands behind the codes of an owner."""
+    rng = np.random.default_rng(3)
+    codes = rng.integers(0, 2**40, 20_000).astype(np.uint64)
+    owners = np.sort(rng.integers(0, 400, 20_000))
+    [(one, two)] = near_codes(codes, owners, 16)
+    parts = list(near_codes(codes, owners, 16, many=len(one) // 7))
+    assert len(parts) > 3
+    assert max(len(lower) for lower, _ in parts) < len(one) / 2
+    assert np.array_equal(np.concatenate([lower for lower, _ in parts]), one)
+    assert np.array_equal(np.concatenate([higher for _, higher in parts]), two)
+    seen = [set(owners[lower].tolist()) for lower, _ in parts]
+    assert all(not (a & b) for a, b in itertools.combinations(seen, 2))
 
 
 def test_nothing_is_proposed_of_still_short_or_absent_clips(films: list[list[Frame]]) -> None:
@@ -232,3 +251,24 @@ def test_processes_find_the_same(films: list[list[Frame]], monkeypatch: pytest.M
     assert [(one.first, one.second) for one in alone] == [(place, place + 9) for place in range(9)]
     monkeypatch.setattr("train.data.relations._FEW", 1)
     assert relations(traces, workers=2) == alone
+
+
+def test_items_are_made_ready_a_few_at_a_time() -> None:
+    """They may be large: never are all of them in memory."""
+
+    class Items(Sequence[int]):
+        made = 0
+
+        def __len__(self) -> int:
+            return 500
+
+        def __getitem__(self, place: Any) -> Any:
+            Items.made += 1
+            return place
+
+    ahead = []
+    for number, result in enumerate(spread(abs, Items(), "count", 2, 1)):
+        assert result == number
+        ahead.append(Items.made - number)
+    assert len(ahead) == 500
+    assert max(ahead) <= 16 * (4 * 2 + 1)

@@ -233,6 +233,7 @@ def test_remote_shards_give_the_same_clips(data: Dataset, server: str, tmp_path:
 
 def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr("train.data.remote._WAIT_S", 0.0)
     with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9/index\.json cannot be reached .*Connection refused"):
         index_clips(Path("http://127.0.0.1:9"))
 

@@ -20,7 +20,7 @@ from train.loop.feed import Order
 ROOT = Path(__file__).parents[2]
 CLIPS, BATCH = 40, 8
 RECIPE = """
-data = { root = "data", frames = 4, source = "files" }
+data = { root = "data", frames = 4, source = "files", val_share = 0 }
 preprocess = { size = [32, 32] }
 run = { device = "cpu", workers = 1 }
 teacher = { dim = 16, depth = 1, heads = 2, tubelet = [2, 8, 8] }

@@ -49,6 +49,10 @@ def data_check(
                                    "0 (do not look for them) to 1. Default: 0.1.")
     ] = None,
     mirrored: Annotated[bool, typer.Option("--mirrored", help="Look for copies of mirror images too.")] = False,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Folder that keeps what was seen: an interrupted check goes on, and "
+                                  "a later one decodes only what is new.")
+    ] = None,
     workers: Workers = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Decode every clip: unreadable, too short and duplicate videos, leaks between splits; exit code 2 if any.
@@ -62,8 +66,9 @@ def data_check(
 
     if mirrored and distance == 0:
         raise UserError("--mirrored looks for copies of mirror images, --distance 0 for no copies: leave one out")
-    result = check_data(data_of(root, form, videos, fold), frames=frames, fps=fps, workers=workers, distance=distance,
-                        mirrored=mirrored)  # fmt: skip
+    config = data_of(root, form, videos, fold, val_share=0)  # leaks of the lists themselves
+    result = check_data(config, frames=frames, fps=fps, workers=workers, distance=distance, mirrored=mirrored,
+                        cache=cache)  # fmt: skip
     say(as_json, result, result["text"])
     raise typer.Exit(0 if result["ok"] else 2)
 
@@ -86,7 +91,7 @@ def data_shard(
     from train.data.index import index_data
     from train.data.shard import write_shards
 
-    limit, config = _bytes(size), data_of(root, form, videos, fold)
+    limit, config = _bytes(size), data_of(root, form, videos, fold, val_share=0)
     prove_writable(out)
     packed = write_shards(index_data(config), out, limit, workers)
     text = f"{packed.index}: {packed.clips} clips in {packed.shards} shards, {packed.bytes / 1e6:.1f} MB"

@@ -1,5 +1,6 @@
 """What ``vidon data check`` and ``vidon devices`` tell."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.recipe import DataConfig
@@ -12,11 +13,11 @@ __all__ = ["check_data", "list_devices"]
 
 def check_data(
     config: DataConfig, *, frames: int = 2, fps: float = 10.0, workers: int | None = None,
-    distance: float | None = None, mirrored: bool = False,
+    distance: float | None = None, mirrored: bool = False, cache: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Index and decode everything: counts by split and label, and every problem with what to do about it.
 
-    ``distance`` and ``mirrored`` as in ``train.data.check.check``.
+    ``distance``, ``mirrored`` and ``cache`` as in ``train.data.check.check``.
     """
     from toolkit.coco import read_coco
     from train.data.check import ADVICE, check
@@ -26,7 +27,7 @@ def check_data(
     data = index_data(config)
     if config.root.suffix == ".json" and any(clip.annotated for clip in data.clips):
         read_coco(config.root)  # what a detector's training would refuse
-    report = check(data, fps, frames, workers, DISTANCE if distance is None else distance, mirrored)
+    report = check(data, fps, frames, workers, DISTANCE if distance is None else distance, mirrored, cache)
     counts = data.counts()
     lines = [f"{config.root}: {len(data.clips)} clips, {report.frames} frames, {len(data.labels)} classes"]
     lines += [f"  {split}: " + ", ".join(f"{label} {n}" for label, n in row.items()) for split, row in counts.items()]

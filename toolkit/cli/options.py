@@ -110,8 +110,12 @@ def recipe_of(path: Path | None, overrides: list[str] | None) -> Recipe:
     return load_recipe(path, tuple(overrides or ()))
 
 
-def data_of(root: Path, form: str | None = None, videos: Path | None = None, fold: int | None = None) -> DataConfig:
+def data_of(
+    root: Path, form: str | None = None, videos: Path | None = None, fold: int | None = None, **more: Any
+) -> DataConfig:
     """The data that ``--data``, ``--format``, ``--videos`` and ``--fold`` name, as a recipe's ``[data]`` would.
+
+    ``more`` of its values may be set.
 
     Raises:
         UserError: no such format.
@@ -119,7 +123,7 @@ def data_of(root: Path, form: str | None = None, videos: Path | None = None, fol
     formats = get_args(DataConfig.model_fields["format"].annotation)
     if form is not None and form not in formats:
         raise UserError(f"unknown format {form!r}{nearest(form, formats)}; formats: {', '.join(formats)}")
-    given = {"root": root, "format": form, "videos": videos, "fold": fold}
+    given = {"root": root, "format": form, "videos": videos, "fold": fold, **more}
     return DataConfig.model_validate({key: value for key, value in given.items() if value is not None})
 
 

@@ -16,14 +16,17 @@ import numpy.typing as npt
 from train.data.likeness import DISTANCE
 from train.data.trace import LAG, LEAST_MOTION, SIDE, Trace, motion_of, scaling
 
-__all__ = ["LEAST_MOVES", "Match", "best", "distance_of"]
+__all__ = ["LEAST_MOVES", "LEAST_START", "STARTS", "Match", "best", "distance_of"]
 
 #: Cells that must be shared, by whole pictures and by windows, and of them those in which something moves.
 _LEAST_SHARED, _LEAST_SHARED_CROPPED, LEAST_MOVES = 7, 10, 5
 #: Percent of each side that a crop may have lost.
 _MOST_CROPPED = 15
+_WHOLE = (0, 0, 0, 0)
 #: Windows from which the search starts: crops at the centre and towards each corner.
-_STARTS = ((4, 4, 4, 4), (8, 0, 8, 0), (8, 0, 0, 8), (0, 8, 8, 0), (0, 8, 0, 8))
+STARTS = ((4, 4, 4, 4), (8, 0, 8, 0), (8, 0, 0, 8), (0, 8, 8, 0), (0, 8, 0, 8))
+#: How alike the best of these must be to begin with: copies were from 0.77 on, most strangers are below.
+LEAST_START = 0.5
 #: How alike the backgrounds must be, of whole pictures and of windows, which are made to be alike.
 _LEAST_STILL, _LEAST_STILL_CROPPED = 0.94, 0.98
 #: So much more the motion of windows must agree than that of whole pictures.
@@ -44,7 +47,7 @@ class Match:
     shift: float
     shared: int
     moves: int
-    window: Window = (0, 0, 0, 0)
+    window: Window = _WHOLE
 
 
 def best(one: Trace, two: Trace, shifts: Sequence[int]) -> Match | None:
@@ -65,19 +68,19 @@ def best(one: Trace, two: Trace, shifts: Sequence[int]) -> Match | None:
 
 def _aligned(one: Trace, two: Trace, shifts: Sequence[int]) -> Match | None:
     """The best of the shifts within a cell of those given, by halves of cells."""
-    best: Match | None = None
+    ours, theirs = motion_of(one.cells), motion_of(two.cells)
+    best, chosen = -2.0, None
     for shift, half in {(shift + half // 2, half % 2) for shift in shifts for half in range(-2, 4)}:
-        shared = _shared(one, two, shift, half)
-        if shared is None:
-            continue
-        ours, theirs = motion_of(shared[0]), motion_of(shared[1])
-        motion = _likeness(ours, theirs)
-        if best is None or motion > best.motion:
-            energy = np.sqrt(np.square(ours).mean((1, 2)) * np.square(theirs).mean((1, 2)))
-            still = _likeness(*(part.mean(0) - part.mean() for part in shared))
-            moves = int(np.count_nonzero(energy > LEAST_MOTION))
-            best = Match(motion, still, shift + half / 2, len(ours) + LAG, moves)
-    return best
+        shared = _shared(len(one), len(two), shift, half)
+        if shared is not None and (motion := _likeness(*_moving(ours, theirs, shared))) > best:
+            best, chosen = motion, (shift + half / 2, shared)
+    if chosen is None:
+        return None
+    shift_cells, shared = chosen
+    moving = _moving(ours, theirs, shared)
+    energy = np.sqrt(np.square(moving[0]).mean((1, 2)) * np.square(moving[1]).mean((1, 2)))
+    still = _likeness(*(part - part.mean() for part in _stills(one, two, shared)))
+    return Match(best, still, shift_cells, shared.cells, int(np.count_nonzero(energy > LEAST_MOTION)))
 
 
 def distance_of(match: Match) -> float:
@@ -89,16 +92,39 @@ def distance_of(match: Match) -> float:
     return max(0.0, min(1.0, (1 - match.motion) * (_STRICTER if cropped else 1)))
 
 
-def _shared(one: Trace, two: Trace, shift: int, half: int) -> tuple[Float, Float] | None:
-    """The cells that both show, pictures and all, if the second begins ``shift`` and ``half`` halves into the first."""
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """Where the time that both show begins in each, and if the first is half a cell (``odd``) behind."""
+
+    ours: int
+    theirs: int
+    cells: int
+    odd: int
+
+
+def _shared(one: int, two: int, shift: int, half: int) -> _Shared | None:
+    """What both show, of so many cells each, if the second begins ``shift`` and ``half`` halves into the first."""
     whole, odd = shift + half // 2, half % 2
-    begin, end = max(0, -whole), min(len(two), len(one) - odd - whole)
-    if end - begin < _LEAST_SHARED:
-        return None
-    ours = one.moving[begin + whole : end + whole + odd] * np.float32(one.scale)
-    if odd:
-        ours = (ours[1:] + ours[:-1]) / 2
-    return ours + one.still, two.moving[begin:end] * np.float32(two.scale) + two.still
+    begin, end = max(0, -whole), min(two, one - odd - whole)
+    return _Shared(begin + whole, begin, end - begin, odd) if end - begin >= _LEAST_SHARED else None
+
+
+def _moving(ours: Float, theirs: Float, shared: _Shared) -> tuple[Float, Float]:
+    """The motion of both in the time they share; motion between two cells is the mean of theirs."""
+    count = shared.cells - LAG
+    part = ours[shared.ours : shared.ours + count]
+    if shared.odd:
+        part = np.asarray((part + ours[shared.ours + 1 : shared.ours + 1 + count]) / 2, np.float32)
+    return part, theirs[shared.theirs : shared.theirs + count]
+
+
+def _stills(one: Trace, two: Trace, shared: _Shared) -> tuple[Float, Float]:
+    """The mean pictures of both in the time they share."""
+    ours = one.moving[shared.ours : shared.ours + shared.cells].mean(0, dtype=np.float32)
+    if shared.odd:
+        ours = (ours + one.moving[shared.ours + 1 : shared.ours + 1 + shared.cells].mean(0, dtype=np.float32)) / 2
+    theirs = two.moving[shared.theirs : shared.theirs + shared.cells].mean(0, dtype=np.float32)
+    return ours * np.float32(one.scale) + one.still, theirs * np.float32(two.scale) + two.still
 
 
 def _likeness(one: Float, two: Float) -> float:
@@ -117,7 +143,7 @@ def _cut(pictures: Float, window: Window) -> Float:
     return np.asarray(_kept(top, bottom) @ pictures @ _kept(left, right).T, np.float32)
 
 
-def _smoothed(trace: Trace, window: Window = (0, 0, 0, 0)) -> Trace:
+def _smoothed(trace: Trace, window: Window = _WHOLE) -> Trace:
     """The window of a trace, with the fine detail gone that scaling changes."""
     blur = np.asarray(np.eye(SIDE, k=-1) + 2 * np.eye(SIDE) + np.eye(SIDE, k=1), np.float32)
     blur /= blur.sum(1, keepdims=True)
@@ -132,12 +158,28 @@ def _fit(ours: Float, theirs: Float, window: Window) -> float:
 
 
 def _registered(ours: Float, theirs: Float) -> Window:
-    """The window of the mean picture ``ours`` that is most like ``theirs``, by descent from the best of a few."""
-    best, window = max((_fit(ours, theirs, start), start) for start in _STARTS)
+    """The window of the mean picture ``ours`` that is most like ``theirs``, by descent from the best of a few.
+
+    Where none of these is somewhat like it, none near them can be, and the whole picture comes back.
+    """
+    ours, theirs = ours - ours.mean(), theirs - theirs.mean()
+    theirs = theirs / max(float(np.linalg.norm(theirs)), 1e-9)
+    fits: dict[Window, float] = {}
+
+    def fit(window: Window) -> float:
+        if window not in fits:
+            cut = _cut(ours, window)
+            spread = float(np.vdot(cut, cut)) - float(cut.sum()) ** 2 / cut.size
+            fits[window] = float(np.vdot(cut, theirs)) / max(spread, 1e-9) ** 0.5
+        return fits[window]
+
+    best, window = max((fit(start), start) for start in STARTS)
+    if best < LEAST_START:
+        return _WHOLE
     for step in (4, 2, 1):
         for _ in range(6):
             near = [_moved(window, side, move) for side in range(4) for move in (-step, step)]
-            score, found = max((_fit(ours, theirs, other), other) for other in near)
+            score, found = max((fit(other), other) for other in near)
             if score <= best:
                 break
             best, window = score, found

@@ -6,31 +6,22 @@ a copy in another container shares. Re-encoded copies differ in both; they are n
 are a warning, since only eyes can tell for sure. Clips are decoded by processes side by side.
 """
 
-import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from pathlib import PurePosixPath
-from typing import Any
+from pathlib import Path, PurePosixPath
 
-import av
-import numpy as np
-import numpy.typing as npt
-
-from toolkit.cv import opencv
-from toolkit.errors import UserError
-from toolkit.video import Span
+from toolkit.progress import note
 from train.data.clip import Clip
-from train.data.decode import open_video
-from train.data.formats.shards import read_member
+from train.data.examine import Seen, examine
+from train.data.fingerprints import Fingerprints, fingerprint_key
 from train.data.index import Dataset
-from train.data.likeness import DISTANCE, Look, look_of, pairs
-from train.data.opening import read_stills
+from train.data.likeness import DISTANCE, pairs
 from train.data.relations import Relation, described, relations
 from train.data.spread import spread
-from train.data.trace import GRID, Trace, Tracer
+from train.data.trace import Trace
 
 __all__ = ["ADVICE", "WARNINGS", "Problem", "Report", "check"]
 
@@ -47,21 +38,8 @@ ADVICE = {
 #: Kinds that may be no mistake.
 WARNINGS = frozenset({"near-duplicate", "same-name"})
 _FEW = 16
-#: Pictures of a folder that are decoded at a time.
-_AT_ONCE = 64
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What one clip is: frames and pictures it has, its two hashes, its look and trace; or what is wrong."""
-
-    frames: int = 0
-    pictures: int = 0
-    file: str = ""
-    content: str = ""
-    look: Look | None = None
-    trace: Trace | None = None
-    wrong: str = ""
+#: More than this take long enough to be interrupted.
+_MANY = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,107 +71,51 @@ class Report:
 
 def check(
     data: Dataset, fps: float, frames: int, workers: int | None = None, distance: float = DISTANCE,
-    mirrored: bool = False,
+    mirrored: bool = False, cache: Path | None = None,
 ) -> Report:  # fmt: skip
     """Decode every clip; one with fewer than ``frames`` pictures at ``fps`` is too short.
 
-    Clips nearer than ``distance`` are taken for copies (0: none is); with ``mirrored`` mirror images too.
+    Clips nearer than ``distance`` are taken for copies (0: none is); with ``mirrored`` mirror images too. What was seen
+    is kept in the folder ``cache``: an interrupted check goes on there, and a later one decodes only what is new.
 
     Raises:
-        UserError: a worker died.
+        UserError: a worker died, or the cache cannot be written or read.
     """
     workers = workers or os.cpu_count() or 1
-    seen: list[_Seen] = list(spread(partial(_examine, fps=fps, looks=distance > 0), data.clips, "check", workers, _FEW))
-    found = list(zip(data.clips, seen, strict=True))
-    problems = [Problem("broken", one.wrong, (clip.name,)) for clip, one in found if one.wrong]
-    for clip, one in found:
-        if not one.wrong and one.pictures < frames:
-            what = f"{clip.name} has {one.pictures} of {frames} pictures at {fps:g} a second"
-            problems.append(Problem("short", what, (clip.name,)))
-    good = [(clip, one) for clip, one in found if not one.wrong]
-    problems += _copies(good)
-    problems += _near_copies(good, distance, mirrored, workers)
-    problems += _leaking_groups(data.clips)
-    problems += _leaking_names(good)
+    with Fingerprints.open(cache) as known:
+        keys = [fingerprint_key(clip, fps, distance > 0) for clip in data.clips]
+        seen = _seen(data.clips, keys, known, partial(examine, fps=fps, looks=distance > 0), workers)
+        found = list(zip(data.clips, seen, strict=True))
+        problems = [Problem("broken", one.wrong, (clip.name,)) for clip, one in found if one.wrong]
+        for clip, one in found:
+            if not one.wrong and one.pictures < frames:
+                what = f"{clip.name} has {one.pictures} of {frames} pictures at {fps:g} a second"
+                problems.append(Problem("short", what, (clip.name,)))
+        good = [(clip, one) for clip, one in found if not one.wrong]
+        problems += _copies(good)
+        traces = known.traces([key for key, one in zip(keys, seen, strict=True) if not one.wrong])
+        problems += _near_copies(good, traces, distance, mirrored, workers)
+        problems += _leaking_groups(data.clips)
+        problems += _leaking_names(good)
     return Report(sum(one.frames for one in seen), tuple(problems))
 
 
-def _examine(clip: Clip, fps: float, looks: bool) -> _Seen:
-    try:
-        return _stills(clip, fps, looks) if clip.pictures else _video(clip, fps, looks)
-    except UserError as error:
-        return _Seen(wrong=str(error))
-    except OSError as error:
-        return _Seen(wrong=f"video {clip.name} cannot be read ({error.strerror}): check its permissions")
+def _seen(
+    clips: Sequence[Clip], keys: Sequence[str], known: Fingerprints, look: Callable[[Clip], Seen], workers: int
+) -> list[Seen]:
+    """What each clip is, by its key; only unknown ones are decoded, and broken ones are, each time."""
+    found = {key: one for key in keys if (one := known.get(key)) is not None}
+    todo = {key: clip for key, clip in zip(keys, clips, strict=True) if key not in found}
+    if found and len(found) < len(set(keys)):
+        note(f"{len(found)} clips are known, {len(todo)} are new")
+    if len(todo) > _MANY and not known.kept:
+        note(f"{len(todo)} clips: with --cache FOLDER an interrupted check would go on")
+    for key, one in zip(todo, spread(look, list(todo.values()), "check", workers, _FEW), strict=True):
+        found[key] = known.put(key, one)
+    return [found[key] for key in keys]
 
 
-def _video(clip: Clip, fps: float, looks: bool) -> _Seen:
-    if clip.member is None:
-        if clip.path.is_file() and clip.path.stat().st_size == 0:
-            raise UserError(f"video {clip.name} holds nothing (0 bytes): copy it again or remove it")
-        if clip.path.is_file():
-            clip.path.open("rb").close()  # forbidden files are told apart from damaged ones
-    source = clip.path if clip.member is None else read_member(clip.path, clip.member)
-    hashed, shown = hashlib.sha256(), _Shown()
-    scaler = av.video.reformatter.VideoReformatter()
-    with open_video(source, clip.name) as video:
-        pictures = video.ticks(fps, clip.span)
-        for stamp_s, frame in video.between(clip.span):
-            small = scaler.reformat(frame, width=GRID, height=GRID, format="gray", threads=1).to_ndarray()
-            turns = round(frame.rotation / 90) % 4
-            hashed.update(small.tobytes())
-            hashed.update(bytes([turns]))
-            shown.add(np.rot90(small, turns) if looks else None, stamp_s)
-    if not shown.times_s:
-        raise UserError(f"video {clip.name} holds no frame: it is empty or truncated; re-encode or remove it")
-    content = hashed.hexdigest()
-    return _Seen(len(shown.times_s), pictures, _file_hash(source, clip.span), content, *shown.done())
-
-
-def _stills(clip: Clip, fps: float, looks: bool) -> _Seen:
-    """Frames as picture files, one a tick: the hash is of their pixels."""
-    cv2, hashed, shown = opencv(), hashlib.sha256(), _Shown()
-    for start in range(0, clip.pictures, _AT_ONCE):
-        for frame in read_stills(clip, range(start, min(start + _AT_ONCE, clip.pictures))):
-            hashed.update(frame.tobytes())
-            small = cv2.resize(frame, (GRID, GRID), interpolation=cv2.INTER_AREA) if looks else None
-            grey = None if small is None else np.asarray(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), np.uint8)
-            shown.add(grey, len(shown.times_s) / fps)
-    content, count = hashed.hexdigest(), len(shown.times_s)
-    return _Seen(count, count, content, content, *shown.done())
-
-
-class _Shown:
-    """What was shown when: makes the look and the trace of a clip from its frames."""
-
-    def __init__(self) -> None:
-        self.times_s: list[float] = []
-        self._small: list[npt.NDArray[np.uint8]] = []
-        self._tracer = Tracer()
-
-    def add(self, frame: npt.NDArray[np.uint8] | None, time_s: float) -> None:
-        """A frame of 64x64 grey; without it, it is only counted."""
-        self.times_s.append(time_s)
-        if frame is not None:
-            half = frame.reshape(GRID // 2, 2, GRID // 2, 2).mean((1, 3), dtype=np.float32)
-            self._small.append(np.rint(half).astype(np.uint8))
-            self._tracer.add(frame, time_s)
-
-    def done(self) -> tuple[Look | None, Trace | None]:
-        """Neither without frames."""
-        return (look_of(np.stack(self._small), self.times_s), self._tracer.done()) if self._small else (None, None)
-
-
-def _file_hash(source: Any, span: Span) -> str:
-    if isinstance(source, bytes):
-        digest = hashlib.sha256(source).hexdigest()
-    else:
-        with source.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return f"{digest} {span}"
-
-
-def _copies(good: Sequence[tuple[Clip, _Seen]]) -> Iterator[Problem]:
+def _copies(good: Sequence[tuple[Clip, Seen]]) -> Iterator[Problem]:
     """Clips of the same content: a leak if they are in two splits, else a duplicate; and their labels must agree."""
     for _, found in groupby(sorted(good, key=lambda pair: pair[1].content), key=lambda pair: pair[1].content):
         pairs = list(found)
@@ -212,7 +134,7 @@ def _copies(good: Sequence[tuple[Clip, _Seen]]) -> Iterator[Problem]:
 
 
 def _near_copies(
-    good: Sequence[tuple[Clip, _Seen]], distance: float, mirrored: bool, workers: int
+    good: Sequence[tuple[Clip, Seen]], traces: Sequence[Trace | None], distance: float, mirrored: bool, workers: int
 ) -> Iterator[Problem]:
     """Clips that look the same, or partly, though no frame of them is: a leak if in two splits, else a warning."""
     told = set()
@@ -222,7 +144,7 @@ def _near_copies(
         yield from _near_copy(good[pair.first], good[pair.second], how)
     if distance <= 0:
         return
-    for relation in relations([one.trace for _, one in good], distance, mirrored, workers):
+    for relation in relations(traces, distance, mirrored, workers, [one.content for _, one in good]):
         first, second = good[relation.first], good[relation.second]
         if (relation.first, relation.second) in told or _allowed(first[0], second[0]):
             continue
@@ -235,7 +157,7 @@ def _allowed(one: Clip, two: Clip) -> bool:
 
 
 def _near_copy(
-    first: tuple[Clip, _Seen], second: tuple[Clip, _Seen], how: str, relation: Relation | None = None
+    first: tuple[Clip, Seen], second: tuple[Clip, Seen], how: str, relation: Relation | None = None
 ) -> Iterator[Problem]:
     (one, _), (two, _) = first, second
     if first[1].content == second[1].content:
@@ -260,9 +182,9 @@ def _leaking_groups(clips: Sequence[Clip]) -> Iterator[Problem]:
             yield Problem("leak", f"group {group} is in {' and '.join(sorted(splits))}", tuple(splits.values()))
 
 
-def _leaking_names(good: Sequence[tuple[Clip, _Seen]]) -> Iterator[Problem]:
+def _leaking_names(good: Sequence[tuple[Clip, Seen]]) -> Iterator[Problem]:
     """Files of one class and name in two splits: a leak if they show the same, else one warning for all."""
-    named: dict[tuple[str, str], list[tuple[Clip, _Seen]]] = {}
+    named: dict[tuple[str, str], list[tuple[Clip, Seen]]] = {}
     for clip, one in good:
         if clip.lone:
             named.setdefault((PurePosixPath(clip.group).name, clip.label), []).append((clip, one))
@@ -280,5 +202,5 @@ def _leaking_names(good: Sequence[tuple[Clip, _Seen]]) -> Iterator[Problem]:
         yield Problem("same-name", what, ())
 
 
-def _contents(found: Sequence[tuple[Clip, _Seen]]) -> set[str]:
+def _contents(found: Sequence[tuple[Clip, Seen]]) -> set[str]:
     return {one.content for _, one in found}

@@ -8,14 +8,16 @@ import dataclasses
 import hashlib
 import json
 import os
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from toolkit.errors import UserError, nearest
+from toolkit.progress import note
 from toolkit.recipe import DataConfig
-from toolkit.splits import check_split
+from toolkit.splits import check_split, group_share, validation_groups
 from train.data.clip import SPLITS, Clip
 from train.data.formats import Where, read_clips, shards
 from train.data.formats.coco import categories
@@ -26,12 +28,17 @@ __all__ = ["SPLITS", "Clip", "Dataset", "index_clips", "index_data"]
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Labels in sorted order and all clips. ``multi_label``: some clip has several labels, or none."""
+    """Labels in sorted order and all clips.
+
+    ``multi_label``: some clip has several labels, or none. ``taken``: training clips that validate, since no list said
+    which do.
+    """
 
     root: Path
     labels: tuple[str, ...]
     clips: tuple[Clip, ...]
     multi_label: bool = False
+    taken: int = 0
 
     def split(self, name: str) -> tuple[Clip, ...]:
         """The clips of one split.
@@ -76,10 +83,11 @@ def index_data(
 ) -> Dataset:
     """The clips of a recipe's ``[data]`` section; the rest as in :func:`index_clips`.
 
+    Where there are training clips and none for validation, ``val_share`` of their groups become "val".
     Without ``labelled`` one class is enough, and videos may lie in no class folder at all.
     """
     where = Where(config.root, config.videos, config.fold, labelled)
-    return _index(where, config.format, labels, splits, labelled)
+    return _with_validation(_index(where, config.format, labels, splits, labelled), config.val_share)
 
 
 def index_clips(
@@ -108,6 +116,7 @@ def _index(
     for clip in clips:
         _refuse_name(clip)
     boxed = any(clip.boxes or clip.annotated for clip in clips)
+    _compare_labels(root, clips)
     names = {label for clip in clips for label in clip.labels}
     if boxed:
         names |= {*categories(root), *(shards.labels(where) if shards.found(where) else ())}
@@ -136,6 +145,29 @@ def _refuse_name(clip: Clip) -> None:
         raise UserError(f"the file name {shown} is not UTF-8 or holds control characters: rename it")
 
 
+def _compare_labels(root: Path, clips: list[Clip]) -> None:
+    """Labels that differ only in case, spaces or Unicode's two ways to write an accent are likely one class.
+
+    Raises:
+        UserError: they also stand in different splits, so what is trained would never be tested.
+    """
+    first: dict[str, Clip] = {}
+    splits: dict[str, set[str]] = {}
+    for clip in clips:
+        for label in clip.labels:
+            first.setdefault(label, clip)
+            splits.setdefault(label, set()).add(clip.split)
+    alike: dict[str, list[str]] = {}
+    for label in sorted(first):
+        alike.setdefault("".join(unicodedata.normalize("NFKC", label).casefold().split()), []).append(label)
+    for one, two, *_ in (twins for twins in alike.values() if len(twins) > 1):
+        what = (f"data {root}: labels {one!r} ({first[one].name}) and {two!r} ({first[two].name}) differ only in case, "
+                "spaces or accents")  # fmt: skip
+        if not splits[one] & splits[two]:
+            raise UserError(f"{what}, and are in different splits: give them one name")
+        note(f"{what}: two classes are made of them")
+
+
 def _size(clip: Clip) -> int:
     if clip.member is not None or clip.members:
         return sum(member.size for member in (clip.member, *clip.members) if member is not None)
@@ -151,11 +183,26 @@ def _rest(clip: Clip) -> list[Any]:
     return [*rest, [clip.annotated, [dataclasses.astuple(box) for box in clip.boxes]]] if clip.annotated else rest
 
 
+def _with_validation(data: Dataset, share: float) -> Dataset:
+    """Take groups of the training list for validation where no list names any; test clips stay what they are."""
+    known = [(label, clip.group) for clip in data.clips if clip.split == "train" for label in clip.labels or ("",)]
+    if not known or share <= 0 or any(clip.split == "val" for clip in data.clips):
+        return data
+    groups = validation_groups(known, share)
+    # A group of the test list, too, would leak from there: such data are wrong, but must not become worse.
+    groups -= {clip.group for clip in data.clips if clip.split == "test"}
+    moved = tuple(
+        dataclasses.replace(clip, split="val") if clip.split == "train" and clip.group in groups else clip
+        for clip in data.clips
+    )
+    return dataclasses.replace(data, clips=moved, taken=sum(clip.split == "val" for clip in moved))
+
+
 def _split_by_group(clips: list[Clip]) -> list[Clip]:
     """80/10/10 by a hash of the group, so that adding clips never moves the others."""
 
     def place(group: str) -> str:
-        share = int(hashlib.sha256(group.encode()).hexdigest()[:8], 16) / 0xFFFFFFFF
+        share = group_share(group)
         return "train" if share < 0.8 else "val" if share < 0.9 else "test"
 
     return [dataclasses.replace(clip, split=place(clip.group)) for clip in clips]

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from toolkit.progress import track
 from train.data.alignment import LEAST_MOVES, Match, best, distance_of
+from train.data.backgrounds import Backgrounds
 from train.data.likeness import DISTANCE
-from train.data.neighbours import bits_apart, near_codes
+from train.data.moments import KINDS, SHIFTS, Moments
 from train.data.spread import spread
 from train.data.trace import LAG, STEP_S, Coded, Trace, code, motion_of
 
@@ -24,11 +23,8 @@ __all__ = ["Relation", "described", "relations"]
 
 #: Bits of 64 by which two moments, and on average all shared ones, may differ to be looked at further.
 _APART, _MEAN_APART = 16, 16.0
-#: Moments that must agree on how two clips are aligned.
-_LEAST_VOTES = 3
 #: Share of each side that is cut off a clip's middle, whose codes find crops.
 _MARGIN = 0.05
-_KINDS, _SHIFTS = 4, 1 << 21
 
 #: first, second, mirrored, shifts that are worth a look.
 _Proposal = tuple[int, int, bool, list[int]]
@@ -66,11 +62,15 @@ def described(relation: Relation) -> str:
 
 
 def relations(
-    traces: Sequence[Trace | None], distance: float = DISTANCE, mirrored: bool = False, workers: int = 1
-) -> list[Relation]:
-    """Every two clips nearer than ``distance`` in some part, with parts of their mirror images too if asked."""
+    traces: Sequence[Trace | None], distance: float = DISTANCE, mirrored: bool = False, workers: int = 1,
+    contents: Sequence[str] = (),
+) -> list[Relation]:  # fmt: skip
+    """Every two clips nearer than ``distance`` in some part, with parts of their mirror images too if asked.
+
+    Clips of equal ``contents``, if given, are known to be the same and not compared with each other.
+    """
     found: dict[tuple[int, int], Relation] = {}
-    jobs = _Jobs(traces, list(_proposed(traces, mirrored)))
+    jobs = _Jobs(traces, list(_proposed(traces, mirrored, contents)))
     for job, match in zip(jobs.proposed, spread(_matched, jobs, "align", workers, _FEW), strict=True):
         if match is None:
             continue
@@ -101,74 +101,38 @@ def _matched(job: _Job) -> Match | None:
     return best(*job)
 
 
-def _proposed(traces: Sequence[Trace | None], mirrored: bool) -> Iterator[_Proposal]:
+def _proposed(traces: Sequence[Trace | None], mirrored: bool, contents: Sequence[str] = ()) -> Iterator[_Proposal]:
     """Pairs that are worth aligning."""
-    variants = _variants(traces, mirrored)
-    keys = _votes(variants, len(traces))
+    content = np.unique(list(contents) or np.arange(len(traces)), return_inverse=True)[1]
+    moments, backs = _read(traces, mirrored)
     looked: dict[tuple[int, int, bool], list[tuple[float, int]]] = {}
-    for key in track(keys.tolist(), "compare"):
-        pair, shift = divmod(key, _SHIFTS)
-        (left, right), kind = divmod(pair // _KINDS, len(traces)), pair % _KINDS
-        shift -= _SHIFTS // 2
-        apart = _mean_apart(variants[kind & 1][left], variants[kind & 2][right], shift)
-        if apart is not None and apart < _MEAN_APART:
-            if left > right:
-                left, right, shift = right, left, -shift
-            looked.setdefault((left, right, bool(kind & 2)), []).append((apart, shift))
+    for keys in moments.agreed(_APART):
+        pair, shift = np.divmod(keys, SHIFTS)
+        left, right, kind = pair // KINDS // len(traces), pair // KINDS % len(traces), pair % KINDS
+        shift -= SHIFTS // 2
+        apart = moments.mean_apart(left, right, kind, shift)
+        near = np.flatnonzero((apart < _MEAN_APART) & (content[left] != content[right]))
+        near = near[backs.alike(left[near], right[near], kind[near] & 2, shift[near])]
+        back = np.where(left > right, -1, 1)
+        rows = zip(left[near].tolist(), right[near].tolist(), (kind[near] & 2).tolist(), apart[near].tolist(),
+                   (shift * back)[near].tolist(), strict=True)  # fmt: skip
+        for one, two, turned, bits, cells in rows:
+            looked.setdefault((min(one, two), max(one, two), bool(turned)), []).append((bits, cells))
     for (first, second, turned), found in sorted(looked.items()):
         yield first, second, turned, list(dict.fromkeys(shift for _, shift in sorted(found)))[:3]
 
 
-def _variants(traces: Sequence[Trace | None], mirrored: bool) -> dict[int, list[Coded | None]]:
-    """The codes of each clip (0), of its middle (1), and of its mirror image (2)."""
-    found: dict[int, list[Coded | None]] = {0: [], 1: [], 2: []}
+def _read(traces: Sequence[Trace | None], mirrored: bool) -> tuple[Moments, Backgrounds]:
+    """The codes of each clip (0), of its middle (1), and of its mirror image (2); and the backgrounds."""
+    rows: dict[int, list[Coded | None]] = {0: [], 1: [], 2: []}
+    backs = Backgrounds()
     for trace in traces:
         motion = None if trace is None or len(trace) <= LAG else motion_of(trace.cells)
-        found[0].append(None if motion is None else code(motion))
-        found[1].append(None if motion is None else code(motion, _MARGIN))
-        found[2].append(None if motion is None or not mirrored else code(motion[..., ::-1]))
-    return found
-
-
-def _votes(variants: dict[int, list[Coded | None]], clips: int) -> npt.NDArray[np.int64]:
-    """Alignments that several moments propose: ((left * clips + right) * kinds + kind) * shifts + shift."""
-    owners, cells, kinds, codes = [], [], [], []
-    for variant, rows in variants.items():
-        for place, row in enumerate(rows):
-            moves = np.flatnonzero(row.moves) if row is not None else np.empty(0, np.int64)
-            if row is not None and len(moves) >= LEAST_MOVES:
-                owners.append(np.full(len(moves), place))
-                kinds.append(np.full(len(moves), variant))
-                cells.append(moves)
-                codes.append(row.codes[moves])
-    if not codes:
-        return np.empty(0, np.int64)
-    owner, cell, kind = np.concatenate(owners), np.concatenate(cells), np.concatenate(kinds)
-    one, two = near_codes(np.concatenate(codes), owner, _APART)
-    # The middle stands left, the mirror image right; two of the same sort by their places.
-    swap = np.where(kind[one] == kind[two], owner[one] > owner[two], (kind[one] == 2) | (kind[two] == 1))
-    one, two = np.where(swap, two, one), np.where(swap, one, two)
-    fits = ((kind[one] == 0) | (kind[one] == 1)) & ((kind[two] == 0) | (kind[two] == 2))
-    fits &= (kind[one] == 1) | (owner[one] < owner[two])
-    one, two = one[fits], two[fits]
-    pair = (owner[one] * clips + owner[two]) * _KINDS + kind[one] + kind[two]
-    keys, votes = np.unique(pair * _SHIFTS + cell[one] - cell[two] + _SHIFTS // 2, return_counts=True)
-    near = np.diff(keys) == 1  # the next shift of the same pair
-    total = votes.copy()
-    total[:-1] += votes[1:] * near
-    total[1:] += votes[:-1] * near
-    return np.asarray(keys[total >= _LEAST_VOTES], np.int64)
-
-
-def _mean_apart(left: Coded | None, right: Coded | None, shift: int) -> float | None:
-    """Bits by which shared moments differ on average; None if too few are shared."""
-    if left is None or right is None:
-        return None
-    begin, end = max(0, -shift), min(len(right.codes), len(left.codes) - shift)
-    moves = left.moves[begin + shift : end + shift] & right.moves[begin:end]
-    if np.count_nonzero(moves) < LEAST_MOVES:
-        return None
-    return float(bits_apart(left.codes[begin + shift : end + shift], right.codes[begin:end])[moves].mean())
+        rows[0].append(None if motion is None else code(motion))
+        rows[1].append(None if motion is None else code(motion, _MARGIN))
+        rows[2].append(None if motion is None or not mirrored else code(motion[..., ::-1]))
+        backs.add(trace)
+    return Moments(rows, LEAST_MOVES), backs
 
 
 def _relation(proposal: _Proposal, traces: Sequence[Trace | None], match: Match) -> Relation:

@@ -2,8 +2,9 @@
 
 import multiprocessing
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
@@ -15,6 +16,8 @@ __all__ = ["spread"]
 T = TypeVar("T")
 R = TypeVar("R")
 _MOST_AT_ONCE = 16
+#: Chunks a worker that are made ready: items may be large, so never all at once, as ``pool.map`` does.
+_AHEAD = 4
 
 
 def spread(work: Callable[[T], R], items: Sequence[T], label: str, workers: int, few: int) -> Iterator[R]:
@@ -30,6 +33,23 @@ def spread(work: Callable[[T], R], items: Sequence[T], label: str, workers: int,
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         try:
             chunk = max(1, min(_MOST_AT_ONCE, len(items) // (4 * workers)))
-            yield from track(pool.map(work, items, chunksize=chunk), label, len(items))
+            yield from track(_mapped(pool, work, items, chunk, _AHEAD * workers), label, len(items))
         except BrokenProcessPool as error:
             raise UserError("a worker died while decoding: run with --workers 1 to see at which video") from error
+
+
+def _mapped(
+    pool: ProcessPoolExecutor, work: Callable[[T], R], items: Sequence[T], chunk: int, ahead: int
+) -> Iterator[R]:  # fmt: skip
+    waiting: deque[Future[list[R]]] = deque()
+    for begin in range(0, len(items), chunk):
+        part = [items[place] for place in range(begin, min(begin + chunk, len(items)))]
+        waiting.append(pool.submit(_each, work, part))
+        if len(waiting) > ahead:
+            yield from waiting.popleft().result()
+    while waiting:
+        yield from waiting.popleft().result()
+
+
+def _each(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    return [work(item) for item in items]

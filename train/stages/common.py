@@ -76,6 +76,9 @@ def open_data(recipe: Recipe, cache: Path | None = None, labelled: bool = True) 
     val = open_source(recipe.data, index, "val", recipe.preprocess, random=False, cache=cache) if has_val else None
     if labelled and not has_val and is_main():
         note(f"data {recipe.data.root} has no validation clip: nothing chooses the weights; add a split 'val'")
+    if index.taken and is_main():
+        note(f"data {recipe.data.root} has no list for validation: {index.taken} training clips, of whole groups, are "
+             f"kept for it (data.val_share = {recipe.data.val_share:g}, 0: none)")  # fmt: skip
     flips = recipe.data.flips if labelled else {}
     augment = Augment(recipe.preprocess, index.labels, recipe.data.mirror, flips)
     return Data(index, train, val, augment)

@@ -6,15 +6,19 @@ name. Boxes are ``[x, y, width, height]`` in pixels. A video or image may say it
 ``instances_train*.json`` says it for all. A clip's labels are the categories in it.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
 from toolkit.coco import Tables, coco_tables, corners, frame_number, unknown_video, value_of
 from toolkit.errors import UserError
 from train.data.clip import SPLITS, Box, Clip, lone_group, split_name
-from train.data.formats.reading import Where, read_json
+from train.data.formats.reading import Where, list_files, portable, read_json
 
 __all__ = ["categories", "found", "read"]
+
+
+_FIRST = re.compile(r'[\ufeff\s]*\{\s*("(info|licenses|type|categories|videos|images|annotations)"|\}|$)')
 
 
 def _lists(root: Path) -> list[Path]:
@@ -22,13 +26,14 @@ def _lists(root: Path) -> list[Path]:
         return [root] if root.suffix.lower() == ".json" and root.name != "index.json" else []
     if not root.is_dir():
         return []
-    named = [*root.glob("instances_*.json"), *root.glob("annotations/instances_*.json")]
-    return sorted(named or [p for s in SPLITS if (p := root / f"{s}.json").is_file() and _is_object(p)])
+    named = [*list_files(root, "instances_*.json"), *list_files(root, "annotations/instances_*.json")]
+    return sorted(named or [p for s in SPLITS if (p := root / f"{s}.json").is_file() and _begins(p)])
 
 
-def _is_object(path: Path) -> bool:
+def _begins(path: Path) -> bool:
+    """Whether the JSON is an object whose first part is one of COCO's."""
     with path.open(errors="replace") as file:
-        return file.read(100).lstrip("\ufeff \n\r\t").startswith("{")
+        return bool(_FIRST.match(file.read(100)))
 
 
 def found(where: Where) -> bool:
@@ -82,9 +87,9 @@ def _clip(path: Path, where: Where, home: Any, video: Any, members: list[Any], b
     images: tuple[Path, ...] = ()
     if not file:
         images = tuple(
-            where.folder / str(value_of(image, "file_name", f"data {path}", "images")) for _, image in members
+            where.folder / portable(str(value_of(image, "file_name", f"data {path}", "images"))) for _, image in members
         )
-    place = where.folder / str(file) if file else images[0].parent
+    place = where.folder / portable(str(file)) if file else images[0].parent
     found, annotated = [], []
     for number, (key, image) in enumerate(members):
         frame = number if images else frame_number(image)

@@ -12,6 +12,8 @@ __all__ = ["UNLABELLED", "found", "read"]
 
 #: What videos are labelled that lie in no class folder.
 UNLABELLED = "unlabelled"
+#: What macOS adds when it packs a folder; it holds no data.
+_MACOS = "__MACOSX"
 
 
 def found(where: Where) -> bool:
@@ -37,7 +39,10 @@ def read(where: Where) -> list[Clip]:
     for split in splits or [root]:
         for folder in list_folders(split):
             name = split_name(split.name) if splits else ""
-            clips += [Clip(path, folder.name, name, _group(root, path)) for path in list_videos(folder)]
+            inside = [Clip(path, folder.name, name, _group(root, path)) for path in list_videos(folder)]
+            if where.labelled and not inside and folder.name != _MACOS:
+                note(f"data {root}: the class folder {folder.relative_to(root)} holds no video")
+            clips += inside
     if not clips and not where.labelled:
         clips = [Clip(path, UNLABELLED, "", _group(root, path)) for path in list_videos(root)]
     if not clips:
@@ -45,8 +50,17 @@ def read(where: Where) -> list[Clip]:
         loose = f"{len(list_videos(root))} videos lie in no class folder; " if list_videos(root) else ""
         raise UserError(f"data {root} holds no video: {loose}expected <class>/*.mp4 or <split>/<class>/*.mp4 ({kinds})")
     if where.labelled:
+        _tell_loose(root, splits)
         _refuse_deeper(root, clips, [folder for folder in folders if folder not in splits])
     return clips
+
+
+def _tell_loose(root: Path, splits: list[Path]) -> None:
+    """Videos beside the class folders have no class."""
+    for folder in (root, *splits):
+        inside = (path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+        if loose := sorted(path.name for path in inside if not path.name.startswith(".")):
+            note(f"data {folder}: left out {len(loose)} videos that lie in no class folder: {', '.join(loose[:3])}")
 
 
 def _refuse_deeper(root: Path, clips: list[Clip], folders: list[Path]) -> None:

@@ -8,17 +8,27 @@ from pathlib import Path
 
 from toolkit.errors import UserError
 from train.data.clip import Clip
-from train.data.formats.reading import Where, list_folders, read_lines, videos_by_stem
+from train.data.formats.reading import (
+    OneLabel,
+    Where,
+    list_files,
+    list_folders,
+    portable,
+    read_lines,
+    video_stem,
+    videos_by_stem,
+)
 
 __all__ = ["found", "read"]
 
 _LIST = re.compile(r"^(?P<label>.+)_test_split(?P<fold>\d)\.txt$")
 _SPLITS = {"1": "train", "2": "test"}
+_MARKS = {"0": "unused", "1": "training", "2": "test"}
 
 
 def _lists(root: Path) -> list[Path]:
     folders = (root, *list_folders(root)) if root.is_dir() else ()
-    return next((found for folder in folders if (found := sorted(folder.glob("*_test_split[0-9].txt")))), [])
+    return next((found for folder in folders if (found := list_files(folder, "*_test_split[0-9].txt"))), [])
 
 
 def found(where: Where) -> bool:
@@ -41,12 +51,14 @@ def read(where: Where) -> list[Clip]:
     videos = videos_by_stem(where.folder)
     clips = []
     for path, label in chosen:
+        one = OneLabel(path, "remove one")
         for number, line in read_lines(path):
-            name, _, mark = line.rpartition(" ")
-            if mark not in ("0", "1", "2") or not name.strip():
+            name, mark = ("", "") if len(parts := line.rsplit(maxsplit=1)) < 2 else parts
+            if mark not in ("0", "1", "2"):
                 raise UserError(f"data {path}, line {number}: {line!r} is not 'video.avi 0|1|2'")
+            stem = video_stem(name)
+            one.note(stem, stem, f"{mark} ({_MARKS[mark]})", number)
             if mark != "0":
-                stem = Path(name.strip()).stem
-                file = videos.get(stem, where.folder / label / name.strip())
+                file = videos.get(stem, where.folder / label / portable(name))
                 clips.append(Clip(file, label, _SPLITS[mark], stem.partition(f"_{label}_")[0]))
     return clips

@@ -9,7 +9,17 @@ from pathlib import Path
 from toolkit.errors import UserError
 from toolkit.progress import note
 from train.data.clip import SPLITS, Clip, split_name
-from train.data.formats.reading import Where, header, need_columns, read_table, seconds, videos_by_stem
+from train.data.formats.reading import (
+    OneLabel,
+    Where,
+    header,
+    list_files,
+    need_columns,
+    read_table,
+    seconds,
+    video_stem,
+    videos_by_stem,
+)
 
 __all__ = ["found", "read"]
 
@@ -19,7 +29,7 @@ _COLUMNS = ("youtube_id", "time_start", "time_end")
 def _lists(root: Path) -> list[Path]:
     if root.is_file():
         return [root] if root.suffix.lower() == ".csv" and "youtube_id" in header(root) else []
-    return [path for path in sorted(root.glob("*.csv")) if "youtube_id" in header(path)] if root.is_dir() else []
+    return [path for path in list_files(root, "*.csv") if "youtube_id" in header(path)] if root.is_dir() else []
 
 
 def found(where: Where) -> bool:
@@ -44,18 +54,21 @@ def read(where: Where) -> list[Clip]:
         columns, rows = read_table(path)
         need_columns(path, columns, _COLUMNS)
         of_file = next((split for split in SPLITS if split in path.stem), "")
+        one = OneLabel(path)
         for number, row in rows:
             if not row.get("label"):
                 unlabelled += 1
                 continue
-            clips.append(_clip(path, number, row, of_file, where.folder, videos))
+            clip = _clip(path, number, row, of_file, where.folder, videos)
+            one.note((clip.group, row["time_start"], row["time_end"]), clip.group, clip.label, number)
+            clips.append(clip)
     if unlabelled:
         note(f"data {where.root}: left out {unlabelled} lines without a label")
     return clips
 
 
 def _clip(path: Path, number: int, row: dict[str, str], split: str, folder: Path, videos: dict[str, Path]) -> Clip:
-    name = row["youtube_id"]
+    name = video_stem(row["youtube_id"])
     if not name:
         raise UserError(f"data {path}, line {number}: youtube_id is empty")
     start_s, end_s = seconds(path, number, row, "time_start", "time_end")

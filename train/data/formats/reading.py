@@ -2,17 +2,19 @@
 
 import csv
 import json
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from toolkit.errors import UserError, nearest
 from toolkit.video import VIDEO_SUFFIXES
 
-__all__ = ["Where", "header", "is_url", "list_folders", "list_videos", "need_columns", "read_json", "read_lines",
-           "read_table", "read_text", "seconds", "videos_by_stem"]  # fmt: skip
+__all__ = ["OneLabel", "Where", "header", "is_url", "list_files", "list_folders", "list_videos", "need_columns",
+           "portable", "read_json", "read_lines", "read_table", "read_text", "seconds", "video_stem",
+           "videos_by_stem"]  # fmt: skip
 
 _URL = re.compile(r"^(https?):/+", re.IGNORECASE)
 
@@ -147,10 +149,73 @@ def seconds(path: Path, number: int, row: dict[str, str], start: str, end: str) 
     return values[0], values[1]
 
 
+def list_files(folder: Path, pattern: str) -> list[Path]:
+    """Files in a folder by a pattern of their names, without hidden ones (as macOS leaves them on other disks)."""
+    return sorted(path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith("."))
+
+
+def portable(name: str) -> str:
+    """A path as lists of any system write it: Windows puts backslashes between its parts."""
+    return name if "/" in name else name.replace("\\", "/")
+
+
+def video_stem(name: str) -> str:
+    """The name of a video by which it is looked for: without folders, and without the suffix if it has one."""
+    last = PurePosixPath(portable(name)).name
+    return PurePosixPath(last).stem if PurePosixPath(last).suffix.lower() in VIDEO_SUFFIXES else last
+
+
+class OneLabel:
+    """Refuses a list that gives one clip two labels."""
+
+    def __init__(self, path: Path, cure: str = "join labels by ';' or remove one") -> None:
+        self._path, self._cure, self._seen = path, cure, dict[Hashable, tuple[str, int]]()
+
+    def note(self, clip: Hashable, name: str, label: str, number: int) -> None:
+        """What line ``number`` says of a clip, which people know as ``name``.
+
+        Raises:
+            UserError: a line before said otherwise.
+        """
+        before, line = self._seen.setdefault(clip, (label, number))
+        if label != before:
+            raise UserError(f"data {self._path}, line {number}: {name} is {label!r} here and {before!r} "
+                            f"in line {line}: {self._cure}")  # fmt: skip
+
+
 def list_videos(folder: Path) -> list[Path]:
-    """Video files below a folder, by name; hidden ones (as macOS leaves them) are no data."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
-    return sorted(path for path in found if not path.name.startswith(".") and not path.is_dir())
+    """Video files below a folder, by name, behind links too; hidden ones (as macOS leaves them) are no data.
+
+    Raises:
+        UserError: a folder cannot be listed.
+    """
+    above = frozenset(map(str, Path(os.path.realpath(folder)).parents))
+    return sorted(Path(name) for name in _videos_in(str(folder), above))
+
+
+def _videos_in(folder: str, above: frozenset[str]) -> Iterator[str]:
+    """``above``: the folders that this one lies in; a link to one of them would go round for ever."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise UserError(f"data {folder} cannot be listed ({error.strerror}): check its permissions") from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if _is_folder(entry):
+            yield from _videos_in(entry.path, above | {real})
+        elif os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES:
+            yield entry.path
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()  # mostly known without asking the disk again
+    except OSError:  # a link to itself
+        return False
 
 
 def list_folders(folder: Path) -> list[Path]:

@@ -3,18 +3,15 @@
 ``vidon data shard`` leaves an ``index.json`` that says where in which tar each clip lies. Other people's shards
 (``KEY.mp4``, or frames ``KEY.000000.jpg``..., with ``KEY.json``, ``KEY.cls`` or ``KEY.txt``) have none: their tars are
 read through once to find it.
-The root is a folder, a tar, a pattern ``train-{000..009}.tar``, or a URL of any of these or of an index.json.
+The root is a folder, a tar, a pattern ``train-{000..009}.tar``, or a URL of any of these or of an index.json. Shards
+that are compressed as a whole cannot be read by random access.
 """
 
 import contextlib
-import http.client
 import itertools
 import json
 import re
 import tarfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -25,6 +22,7 @@ from toolkit.progress import track
 from toolkit.video import VIDEO_SUFFIXES
 from train.data.clip import SPLITS, Box, Clip, Member, lone_group, split_name
 from train.data.formats.reading import Where, is_url, read_json
+from train.data.remote import Remote, fetch
 
 __all__ = ["INDEX", "STILL_SUFFIXES", "expand", "found", "labels", "read", "read_member", "read_members"]
 
@@ -32,19 +30,20 @@ INDEX = "index.json"
 STILL_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 _STILL = re.compile(r"^(\d+)(\.[a-z]+)$")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_TIMEOUT_S = 30
-_TRIES = 3
+_COMPRESSED = re.compile(r"\.(tar\.[a-z0-9]{2,4}|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+_PACKERS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
+_AT_ONCE = 1 << 18
 _DESCRIBED = ("label", "split", "group", "span", "meta", "boxes", "annotated")
 
 
 def found(where: Where) -> bool:
     """Whether it is a URL, a tar, a pattern of tars, or a folder with tars or an index of them."""
     root = where.root
-    if is_url(root) or root.suffix == ".tar":
+    if is_url(root) or _is_tar(root.name):
         return True
     if root.is_file():
         return root.name == INDEX
-    return root.is_dir() and ((root / INDEX).is_file() or any(root.glob("*.tar")))
+    return root.is_dir() and ((root / INDEX).is_file() or bool(_tars(root)))
 
 
 def read(where: Where) -> list[Clip]:
@@ -56,7 +55,11 @@ def read(where: Where) -> list[Clip]:
     name, index = where.name, _index(where)
     if index:
         return _from_index(index)
-    tars = expand(name) if name.endswith(".tar") else [str(path) for path in sorted(where.root.glob("*.tar"))]
+    tars = expand(name) if _is_tar(name) else _tars(where.root)
+    for tar in tars:
+        if _COMPRESSED.search(_place(tar)):
+            raise UserError(f"shard {tar} is compressed, so no clip in it can be read alone: unpack it to a plain .tar "
+                            "(videos hardly shrink)")  # fmt: skip
     if not tars:
         raise UserError(f"data {name} holds no tar shard")
     return [clip for tar in track(tars, "index shards") for clip in _from_tar(tar)]
@@ -71,8 +74,18 @@ def labels(where: Where) -> tuple[str, ...]:
 def _index(where: Where) -> str:
     """The index that stands for the shards; "" if they have none."""
     name = where.name
-    index = name if name.endswith(".json") else f"{name.rstrip('/')}/{INDEX}"
-    return index if not name.endswith(".tar") and (is_url(where.root) or Path(index).is_file()) else ""
+    index = name if _place(name).endswith(".json") else f"{name.rstrip('/')}/{INDEX}"
+    return index if not _is_tar(name) and (is_url(where.root) or Path(index).is_file()) else ""
+
+
+def _place(name: str) -> str:
+    """A name without the query of a URL, in which servers put a signature."""
+    return name.partition("?")[0] if "://" in name else name
+
+
+def _is_tar(name: str) -> bool:
+    """Whether it is named like a tar, or like a compressed one."""
+    return _place(name).endswith(".tar") or bool(_COMPRESSED.search(_place(name)))
 
 
 def expand(pattern: str) -> list[str]:
@@ -93,7 +106,7 @@ def read_member(path: Path, member: Member) -> bytes:
         UserError: the shard is absent or shorter than the index says.
     """
     if member.url:
-        data = _fetch(member.url, member.offset, member.size)
+        data = fetch(member.url, member.offset, member.size)
     else:
         try:
             with path.open("rb") as file:
@@ -121,7 +134,7 @@ def read_members(path: Path, members: Sequence[Member]) -> list[bytes]:
 def _raw(index: str) -> dict[str, Any]:
     if "://" in index:
         try:
-            raw = json.loads(_fetch(index))
+            raw = json.loads(fetch(index))
         except ValueError as error:
             raise UserError(f"data {index} is not valid JSON") from error
     else:
@@ -164,19 +177,28 @@ def _clip(place: Path, members: list[Member], row: dict[str, Any], stills: bool 
     return replace(clip, members=tuple(members)) if stills else replace(clip, member=members[0])
 
 
+def _tars(folder: Path) -> list[str]:
+    """Shards in a folder; hidden ones (as macOS and half-done copies leave them) are no data."""
+    found = [path for path in folder.iterdir() if _is_tar(path.name)]
+    return [str(path) for path in sorted(found) if path.is_file() and not path.name.startswith(".")]
+
+
 def _from_tar(place: str) -> list[Clip]:
     """Find the members; ``KEY`` ends at the first dot of the file's name, as in WebDataset."""
     samples: dict[str, dict[str, Any]] = {}
     try:
         with _tar(place) as tar:
             for info in tar:
-                if info.isfile():
+                if info.isfile() and not PurePosixPath(info.name).name.startswith("."):
                     _note(samples, tar, info, place)
+    except FileNotFoundError as error:
+        raise UserError(f"shard {place} does not exist: check the path, and the numbers of a pattern") from error
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(f"shard {place} is damaged or no tar ({error}): make it again") from error
+        raise UserError(f"shard {place} is damaged or no tar ({_packed(place) or error}): make it again") from error
     split = next((s for s in SPLITS if s in PurePosixPath(place).name), "")
     clips = []
     for key, sample in samples.items():
+        del sample["names"]
         frames = [member for _, member in sorted(sample.pop("frames", {}).items())]
         if "member" in sample or frames:
             if not (sample.get("label") or sample.get("annotated")):
@@ -190,6 +212,9 @@ def _note(samples: dict[str, dict[str, Any]], tar: tarfile.TarFile, info: tarfil
     folder, _, file = info.name.rpartition("/")
     stem, _, ending = file.partition(".")
     sample = samples.setdefault(f"{folder}/{stem}".lstrip("/"), {})
+    if info.name in sample.setdefault("names", set()):
+        raise UserError(f"shard {place} holds {info.name} twice: give each clip a name of its own and pack it again")
+    sample["names"].add(info.name)
     if f".{ending.rpartition('.')[2].lower()}" in VIDEO_SUFFIXES:
         sample["member"] = Member(info.name, info.offset_data, info.size, place if "://" in place else "")
     elif (match := _STILL.match(ending.lower())) and match[2] in STILL_SUFFIXES:
@@ -212,9 +237,22 @@ def _described(text: str, place: str, name: str) -> dict[str, Any]:
         for key in ("label", "split", "group", "span", "meta", "boxes", "annotated")
         if raw.get(key) is not None
     }
+    if "label" in known:
+        known["label"] = str(known["label"])  # 0 is a label too
     if isinstance(raw.get("labels"), list):
         known["label"] = ";".join(map(str, raw["labels"]))
     return known
+
+
+def _packed(place: str) -> str:
+    """What a file that is named like a tar was packed with, as its first bytes say."""
+    try:
+        with contextlib.nullcontext() if "://" in place else open(place, "rb") as file:
+            head = fetch(place, 0, 8) if file is None else file.read(8)
+    except (OSError, UserError):
+        return ""
+    name = next((name for magic, name in _PACKERS.items() if head.startswith(magic)), "")
+    return f"it is compressed by {name}, a shard is a plain tar" if name else ""
 
 
 @contextlib.contextmanager
@@ -223,43 +261,5 @@ def _tar(place: str) -> Iterator[tarfile.TarFile]:
         with tarfile.open(place, "r:") as tar:
             yield tar
         return
-    with _get(place) as answer, tarfile.open(fileobj=answer, mode="r|") as tar:
+    with Remote(place) as file, tarfile.open(fileobj=file, mode="r|", bufsize=_AT_ONCE) as tar:
         yield tar
-
-
-def _get(url: str, headers: dict[str, str] | None = None) -> Any:
-    """Open a URL; a busy or absent server is tried again, a wrong address is not.
-
-    Raises:
-        UserError: what the server said.
-    """
-    for attempt in range(_TRIES):
-        try:
-            return urllib.request.urlopen(urllib.request.Request(url, headers=headers or {}), timeout=_TIMEOUT_S)
-        except urllib.error.HTTPError as error:
-            if error.code < 500 or attempt == _TRIES - 1:
-                raise UserError(f"shard {url}: the server says {error.code} {error.reason}: check the URL") from error
-        except (OSError, http.client.HTTPException) as error:
-            if attempt == _TRIES - 1:
-                reason = getattr(error, "reason", error)
-                raise UserError(f"shard {url} cannot be reached ({reason}): check the URL and the network") from error
-        time.sleep(0.2 * 2**attempt)
-    raise AssertionError
-
-
-def _fetch(url: str, offset: int = 0, size: int | None = None) -> bytes:
-    """Bytes of a URL; a server that does not know ranges sends all, of which the part is taken."""
-    headers = {} if size is None else {"Range": f"bytes={offset}-{offset + size - 1}"}
-    for attempt in range(_TRIES):
-        try:
-            with _get(url, headers) as answer:
-                if size is None:
-                    return bytes(answer.read())
-                skip = 0 if answer.status == 206 else offset
-                while skip > 0 and (chunk := answer.read(min(skip, 1 << 20))):
-                    skip -= len(chunk)
-                return bytes(answer.read(size))
-        except (OSError, http.client.HTTPException) as error:
-            if attempt == _TRIES - 1:
-                raise UserError(f"shard {url} broke off ({error}): check the network") from error
-    raise AssertionError

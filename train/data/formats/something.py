@@ -9,7 +9,15 @@ from typing import Any
 
 from toolkit.errors import UserError, nearest
 from train.data.clip import Clip
-from train.data.formats.reading import Where, list_folders, read_json, read_lines, videos_by_stem
+from train.data.formats.reading import (
+    Where,
+    list_files,
+    list_folders,
+    read_json,
+    read_lines,
+    video_stem,
+    videos_by_stem,
+)
 
 __all__ = ["found", "read"]
 
@@ -18,7 +26,7 @@ _SPLITS = {"train.json": "train", "validation.json": "val"}
 
 def _file(folder: Path, ending: str) -> Path | None:
     """``train.json`` or ``something-something-v2-train.json``."""
-    return next((path for path in sorted(folder.glob(f"*{ending}")) if path.is_file()), None)
+    return next((path for path in list_files(folder, f"*{ending}")), None)
 
 
 def _folder(root: Path) -> Path | None:
@@ -46,6 +54,8 @@ def read(where: Where) -> list[Clip]:
     labels = read_json(labels_file)
     if not isinstance(labels, dict):
         raise UserError(f"data {labels_file} is not a JSON object of class -> number")
+    if labels and all(str(key).isdigit() for key in labels):  # number -> class
+        labels = {str(value): key for key, value in labels.items()}
     videos = videos_by_stem(where.videos or where.root)
     clips = []
     for ending, split in _SPLITS.items():
@@ -67,15 +77,15 @@ def _clip(
 ) -> Clip:
     if not isinstance(entry, dict) or not entry.get("id") or not entry.get("template"):
         raise UserError(f"data {path}, entry {number}: id or template is missing")
-    name, label = str(entry["id"]), str(entry["template"]).replace("[", "").replace("]", "")
-    _known(path, number, label, labels)
+    name, label = video_stem(str(entry["id"])), str(entry["template"]).replace("[", "").replace("]", "")
+    _known(path, f"entry {number}", label, labels)
     filled = "; ".join(str(word) for word in entry.get("placeholders", ()))
     return Clip(_video(name, where, videos), label, split, name, meta=(("placeholders", filled),))
 
 
-def _known(path: Path, number: int, label: str, labels: dict[str, Any]) -> None:
+def _known(path: Path, place: str, label: str, labels: dict[str, Any]) -> None:
     if label not in labels:
-        raise UserError(f"data {path}, entry {number}: class {label!r} is not in labels.json{nearest(label, labels)}")
+        raise UserError(f"data {path}, {place}: class {label!r} is not in labels.json{nearest(label, labels)}")
 
 
 def _video(name: str, where: Where, videos: dict[str, Path]) -> Path:
@@ -87,8 +97,11 @@ def _answered(folder: Path, labels: dict[str, Any], where: Where, videos: dict[s
     path = _file(folder, "test-answers.csv")
     clips = []
     for number, line in read_lines(path) if path is not None else []:
-        name, _, label = line.partition(";")
+        name, mark, label = line.partition(";")
         assert path is not None
-        _known(path, number, label.strip(), labels)
+        if not mark or not name.strip():
+            raise UserError(f"data {path}, line {number}: {line!r} is not 'id;class'")
+        name = video_stem(name.strip())
+        _known(path, f"line {number}", label.strip(), labels)
         clips.append(Clip(_video(name, where, videos), label.strip(), "test", name, meta=(("placeholders", ""),)))
     return clips

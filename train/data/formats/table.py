@@ -10,7 +10,7 @@ from pathlib import Path
 
 from toolkit.errors import UserError
 from train.data.clip import Clip, lone_group, split_name
-from train.data.formats.reading import Where, header, need_columns, read_table, seconds
+from train.data.formats.reading import OneLabel, Where, header, need_columns, portable, read_table, seconds
 
 __all__ = ["found", "read"]
 
@@ -35,7 +35,7 @@ def read(where: Where) -> list[Clip]:
     label_columns = [column for column in columns if _LABEL.match(column)]
     need_columns(path, columns, ["path"] if label_columns else ["path", "label"])
     extra = [column for column in columns if column not in (*_KNOWN, *label_columns) and column]
-    clips = []
+    clips, one = [], OneLabel(path)
     for number, row in rows:
         label = ";".join(row[column] for column in label_columns if row[column])
         if not row["path"] or not label:
@@ -45,15 +45,8 @@ def read(where: Where) -> list[Clip]:
         group = next((row[name] for name in _GROUPS if row.get(name)), lone_group(row["path"]))
         meta = tuple((column, row[column]) for column in extra)
         span = seconds(path, number, row, "start", "end")
-        clips.append(Clip(where.folder / row["path"], label, split_name(row.get("split", "")), group, span, meta))
-    _refuse_contradictions(path, clips, [number for number, _ in rows])
+        one.note((row["path"], span), Path(portable(row["path"])).name, label, number)
+        clips.append(
+            Clip(where.folder / portable(row["path"]), label, split_name(row.get("split", "")), group, span, meta)
+        )
     return clips
-
-
-def _refuse_contradictions(path: Path, clips: list[Clip], numbers: list[int]) -> None:
-    seen: dict[tuple[object, ...], tuple[str, int]] = {}
-    for clip, number in zip(clips, numbers, strict=True):
-        label, before = seen.setdefault((clip.path, clip.span), (clip.label, number))
-        if label != clip.label:
-            raise UserError(f"data {path}, line {number}: {clip.path.name} is {clip.label!r} here and {label!r} "
-                            f"in line {before}: join labels by ';' or remove one")  # fmt: skip
