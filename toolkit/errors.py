@@ -87,5 +87,6 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     >>> nearest("lr_rate", ["learning_rate", "epochs"])
     " (did you mean 'learning_rate'?)"
     """
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    names = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(word.lower(), list(names), n=1, cutoff=0.5)
+    return f" (did you mean {names[close[0]]!r}?)" if close else ""

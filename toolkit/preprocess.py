@@ -9,7 +9,7 @@ a 30 frames/s camera and a 12 frames/s file mean the same to the model. Shape su
 import functools
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from toolkit.cv import opencv
 __all__ = ["FrameSampler", "Preprocess"]
 
 _EPSILON_S = 1e-3
+_Pixels = Annotated[int, Field(ge=1)]
+_Above0 = Annotated[float, Field(gt=0)]
 
 
 class Preprocess(BaseModel):
@@ -29,13 +31,13 @@ class Preprocess(BaseModel):
     on the [0, 1] scale: ``x = (rgb / 255 - mean) / std``.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    size: tuple[int, int] = (112, 112)
+    size: tuple[_Pixels, _Pixels] = (112, 112)
     fit: Literal["crop", "stretch"] = "crop"
     fps: float = Field(default=10.0, gt=0)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[_Above0, _Above0, _Above0] = (0.5, 0.5, 0.5)
 
     def picture(self, frame_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Scale and crop: uint8 BGR of any size -> uint8 RGB (H, W, 3)."""

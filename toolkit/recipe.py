@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from toolkit.errors import UserError, nearest
 from toolkit.preprocess import Preprocess
@@ -36,8 +36,19 @@ __all__ = [
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and kind in (int, float):
+            raise ValueError(f"Input should be a number, not {str(value).lower()}")
+        return value
+
+
+_Share = Annotated[float, Field(ge=0, lt=1)]
+_Count = Annotated[int, Field(ge=1)]
 
 _VIDEOMAE = {"norm": "pooled", "eps": 1e-6, "last_eps": 1e-6}
 _PRESETS: dict[str, dict[str, Any]] = {
@@ -72,7 +83,7 @@ class DataConfig(_Frozen):
     frames: int = Field(default=16, ge=1)
     mirror: bool = True
     flips: dict[str, str] = {}
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
 
 class RunConfig(_Frozen):
@@ -110,12 +121,12 @@ class _Optim(_Frozen):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[_Share, _Share] = (0.9, 0.999)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     clip: float = Field(default=1.0, ge=0)
     ema: float = Field(default=0.0, ge=0, lt=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
 
 class TeacherConfig(_Frozen):
@@ -134,8 +145,8 @@ class TeacherConfig(_Frozen):
     dim: int = Field(default=192, ge=1)
     depth: int = Field(default=6, ge=1)
     heads: int = Field(default=3, ge=1)
-    mlp_ratio: float = 4.0
-    tubelet: tuple[int, int, int] = (2, 16, 16)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    tubelet: tuple[_Count, _Count, _Count] = (2, 16, 16)
     attention: Literal["joint", "divided"] = "joint"
     norm: Literal["tokens", "pooled"] = "tokens"
     eps: float = Field(default=1e-5, ge=0)
@@ -191,7 +202,7 @@ class FinetuneConfig(_Optim):
     rand_strength: float = Field(default=0.5, ge=0, le=1)
     mixup: float = Field(default=0.0, ge=0)
     cutmix: float = Field(default=0.0, ge=0)
-    views: tuple[Annotated[int, Field(ge=1)], Literal[1, 3]] = (1, 1)
+    views: tuple[_Count, Literal[1, 3]] = (1, 1)
 
     @model_validator(mode="after")
     def _retrieval_asks_whole_clips_of_a_learning_encoder(self) -> Self:
@@ -234,14 +245,20 @@ class StudentConfig(_Frozen):
     temporal: Literal["shift", "conv", "none"] = "shift"
     kernel: int = Field(default=3, ge=2, le=9)
     shift_fraction: float = Field(default=0.125, gt=0, lt=1)
-    dropout: float = 0.1
+    dropout: float = Field(default=0.1, ge=0, lt=1)
     look_back: bool = False
     blocks: int | None = Field(default=None, ge=1)
     readout: Literal["average", "motion", "boxes"] = "average"
     boxes: BoxesConfig = BoxesConfig()
-    lags: tuple[int, ...] = (1, 2, 3, 4)
-    bends: tuple[int, ...] = (1, 2)
+    lags: tuple[_Count, ...] = (1, 2, 3, 4)
+    bends: tuple[_Count, ...] = (1, 2)
     pretrained: Path | None = None
+
+    @model_validator(mode="after")
+    def _motion_is_a_change_over_something(self) -> Self:
+        if self.readout == "motion" and not (self.lags or self.bends):
+            raise ValueError("a motion readout needs lags or bends: give at least one")
+        return self
 
 
 class DistillConfig(_Optim):
@@ -317,6 +334,15 @@ class Recipe(_Frozen):
     quantize: QuantizeConfig = QuantizeConfig()
     detection: DetectionConfig = DetectionConfig()
 
+    @model_validator(mode="after")
+    def _views_can_be_cut(self) -> Self:
+        if self.finetune.views[1] == 3 and self.preprocess.fit != "crop":
+            raise ValueError(
+                'finetune.views asks for 3 spatial crops, and preprocess.fit = "stretch" shows the whole frame: '
+                'set fit = "crop", or 1 spatial crop'
+            )
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _recovery_is_trained_as_distillation_was(cls, raw: Any) -> Any:
@@ -325,6 +351,10 @@ class Recipe(_Frozen):
             return raw  # another validator says what is wrong
         shared = _Optim.model_fields.keys() - {"epochs", "lr"}
         return {**raw, "prune": {**{key: distill[key] for key in shared & distill.keys()}, **prune}}
+
+
+#: Errors of pydantic where a number stands for a text: a name or a folder such as 2024.
+_TEXT_WANTED = ("string_type", "path_type")
 
 
 def load_recipe(path: Path | None, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -336,7 +366,7 @@ def load_recipe(path: Path | None, overrides: tuple[str, ...] = ()) -> Recipe:
     raw: dict[str, Any] = {}
     if path is not None:
         if not path.is_file():
-            raise UserError(f"recipe {path} does not exist: check the path")
+            raise UserError(f"recipe {path} {'is a folder' if path.is_dir() else 'does not exist'}: check the path")
         try:
             raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a mark first
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -360,11 +390,16 @@ def _rooted(recipe: Recipe, folder: Path, overrides: tuple[str, ...]) -> Recipe:
         beside = folder / name.removeprefix(mark)
         if name and name.startswith(mark) and beside.exists() and not _overridden(overrides, f"teacher.{key}"):
             teacher[key] = f"{mark}{beside}"
+    student = {}
+    start = recipe.student.pretrained
+    if start is not None and (folder / start).exists() and not _overridden(overrides, "student.pretrained"):
+        student["pretrained"] = folder / start
     detection = {key: folder / value for key in ("teacher", "teacher_labels")
                  if (value := getattr(recipe.detection, key)) is not None
                  and not _overridden(overrides, f"detection.{key}")}  # fmt: skip
     rooted = {
         "data": recipe.data.model_copy(update=data), "teacher": recipe.teacher.model_copy(update=teacher),
+        "student": recipe.student.model_copy(update=student),
         "detection": recipe.detection.model_copy(update=detection),
     }  # fmt: skip
     return recipe.model_copy(update=rooted)
@@ -385,9 +420,10 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         if not isinstance(table, dict):
             raise UserError(f"override {override!r}: {parent} is a value, not a section")
     try:
-        table[leaf] = tomllib.loads(f"value = {value}")["value"]
+        found = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
-        table[leaf] = value  # an unquoted string
+        found = {}
+    table[leaf] = found["value"] if len(found) == 1 else value  # an unquoted string
 
 
 def _explain(error: ValidationError, path: Path | None) -> str:
@@ -395,8 +431,12 @@ def _explain(error: ValidationError, path: Path | None) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     source = f"recipe {path}" if path is not None else "recipe"
+    if where == "version":
+        return f"{source} is of version {first['input']!r}, this vidon reads version 1: use a matching vidon or recipe"
     if first["type"] != "extra_forbidden":
-        return f"{source}: {where}: {first['msg']}"
+        number = first["type"] in _TEXT_WANTED and isinstance(first["input"], int | float)
+        quoted = f"; write it in quotes: '\"{first['input']}\"'" if number else ""
+        return ": ".join(part for part in (source, where, first["msg"].removeprefix("Value error, ") + quoted) if part)
     model: Any = Recipe
     for part in first["loc"][:-1]:
         model = model.model_fields[str(part)].annotation

@@ -46,6 +46,22 @@ def test_the_data_root_is_relative_to_the_recipe(tmp_path: Path) -> None:
         ("[distill]\nepochs = 0", r"distill.epochs: Input should be greater than or equal to 1"),
         ("[student]\ntemporal = 'lstm'", r"student.temporal: Input should be 'shift', 'conv'"),
         ("[distill", r"not valid TOML"),
+        ("[FINETUNE]\nlr = 1", r"unknown key 'FINETUNE' \(did you mean 'finetune'\?\)"),
+        ("version = 2\n[teachers]", r"is of version 2, this vidon reads version 1"),
+        ("[finetune]\nlr = inf", r"finetune.lr: Input should be a finite number"),
+        ("[finetune]\nepochs = true", r"finetune.epochs: Input should be a number, not true"),
+        ("[finetune]\nbetas = [0.9, 1.0]", r"finetune.betas.1: Input should be less than 1"),
+        ("[finetune]\nseed = -1", r"finetune.seed: Input should be greater"),
+        ("[teacher]\ntubelet = [0, 16, 16]", r"teacher.tubelet.0: Input should be greater"),
+        ("[teacher]\nmlp_ratio = -1", r"teacher.mlp_ratio: Input should be greater"),
+        ("[student]\ndropout = 1.5", r"student.dropout: Input should be less than 1"),
+        ("[student]\nlags = [0]", r"student.lags.0: Input should be greater"),
+        ("[student]\nreadout = 'motion'\nlags = []\nbends = []", r"student: a motion readout needs lags or bends"),
+        ("[preprocess]\nsize = [0, 8]", r"preprocess.size.0: Input should be greater"),
+        ("[preprocess]\nstd = [0, 1, 1]", r"preprocess.std.0: Input should be greater than 0"),
+        ("[preprocess]\nmean = [nan, 0, 0]", r"preprocess.mean.0: Input should be a finite number"),
+        ("[preprocess]\nfit = 'stretch'\n[finetune]\nviews = [1, 3]", r"toml: finetune.views asks for 3 spatial crops"),
+        ("name = 2024", r"name: Input should be a valid string; write it in quotes: '\"2024\"'"),
     ],
 )
 def test_each_mistake_is_one_line_that_names_the_place(tmp_path: Path, text: str, message: str) -> None:
@@ -57,6 +73,28 @@ def test_each_mistake_is_one_line_that_names_the_place(tmp_path: Path, text: str
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing\.toml does not exist"):
         load_recipe(tmp_path / "nothing.toml")
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder"):
+        load_recipe(tmp_path)
+
+
+def test_an_override_is_one_value_and_nothing_of_it_is_lost(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"finetune.lr: Input should be a valid number"):
+        load_recipe(_write(tmp_path, ""), ("finetune.lr=1\nepochs=3",))
+    found = load_recipe(
+        None, ("finetune.views=[3, 3]", 'data.flips={left = "right"}', "distill.lr=.5", 'data.root="a=b"')
+    )
+    assert (found.finetune.views, found.data.flips, found.distill.lr) == ((3, 3), {"left": "right"}, 0.5)
+    assert found.data.root == Path("a=b")
+
+
+def test_a_student_finds_weights_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "older").mkdir()
+    recipe = _write(tmp_path, '[student]\npretrained = "older"')
+    assert load_recipe(recipe).student.pretrained == tmp_path / "older"
+    assert load_recipe(recipe, ("student.pretrained=imagenet",)).student.pretrained == Path("imagenet")
 
 
 @pytest.mark.parametrize("override", ["distill", "=3", "name.deep=3"])

@@ -20,7 +20,7 @@ from train.detect.teacher import FastestDet
 from train.models.store import load_model
 from train.models.student import StreamStudent, build_student
 from train.stages import distill, finetune, prune
-from train.stages.detect import answers_of, detection_of
+from train.stages.detect import answers_of, detect_student, detection_of
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +121,48 @@ def test_a_clip_encoder_gets_the_head_and_starts_from_pretrained_weights(data: P
     name = next(name for name, weight in start.items() if weight.ndim == 5)
     assert torch.allclose(weights[f"encoder.{name}"], start[name], atol=1e-5)
     assert not torch.allclose(load_model(first).model.state_dict()[f"encoder.{name}"], start[name])
+
+
+@pytest.mark.parametrize("kind", ["student", "encoder"])
+def test_frozen_blocks_keep_their_batch_norms_statistics(kind: str, data: Path, tmp_path: Path) -> None:
+    recipe = boxes_recipe(data, freeze=2, epochs=2)
+    cnn = recipe.teacher.model_copy(update={"encoder": "r2plus1d", "width": 0.1})
+    recipe = recipe.model_copy(update={"teacher": cnn})
+    train, prefix = (distill, "") if kind == "student" else (finetune, "encoder.")
+    norms = load_model(train(recipe, tmp_path / kind)).model.state_dict()
+    blocks = ("stem", "blocks.0.", "blocks.1.") if kind == "student" else ("stem", "layer1.")
+    moved = {name for name, value in norms.items() if name.endswith("num_batches_tracked") and value > 0}
+    frozen = tuple(f"{prefix}{block}" for block in blocks)
+    assert any(name.startswith(frozen) for name in norms)
+    assert not [name for name in moved if name.startswith(frozen)]
+    assert moved
+
+
+@pytest.mark.parametrize(
+    ("teacher", "frames", "message"),
+    [
+        ({"merge": 4}, 4, "teacher.merge joins tokens"),
+        ({"encoder": "r2plus1d", "width": 0.1}, 9, "2 maps of 9 frames.*a multiple of 2, for example 10"),
+    ],
+)
+def test_an_encoder_that_cannot_answer_for_every_frame_is_said(
+    teacher: dict[str, Any], frames: int, message: str, data: Path, tmp_path: Path
+) -> None:
+    raw = boxes_recipe(data).model_dump(mode="json")
+    recipe = Recipe.model_validate(
+        {**raw, "teacher": {**raw["teacher"], **teacher}, "data": {**raw["data"], "frames": frames}}
+    )
+    with pytest.raises(UserError, match=message):
+        finetune(recipe, tmp_path / "encoder")
+
+
+def test_a_detector_starts_from_the_same_backbone_only(data: Path, tmp_path: Path) -> None:
+    recipe, encoder = boxes_recipe(data), _encoder(tmp_path, data)
+    deeper = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"depth": 3})})
+    with pytest.raises(UserError, match=r"do not fit vit: blocks.2.norm1.weight is absent"):
+        finetune(deeper, tmp_path / "a", encoder)
+    with pytest.raises(UserError, match="is a clip model"):
+        detect_student(recipe, tmp_path / "b", encoder)
 
 
 def _encoder(tmp_path: Path, data: Path) -> Path:

@@ -75,6 +75,39 @@ def test_a_loss_that_is_not_finite_says_what_to_do(tmp_path: Path) -> None:
         fit(broken, DATA, tmp_path)
 
 
+def test_a_gradient_that_is_not_finite_is_refused_even_at_the_last_step(tmp_path: Path) -> None:
+    plan = _plan(epochs=1)
+    weight = next(plan.model.parameters())
+    last, calls = len(DATA) // plan.optim.batch, [0]
+
+    def loss(*_: object) -> torch.Tensor:
+        calls[0] += 1
+        flat = weight.sum() * 0
+        return flat + flat.sqrt() if calls[0] == last else flat  # finite, but its slope is not
+
+    with pytest.raises(UserError, match=rf"the gradient's norm is (nan|inf) at step {last - 1}: lower"):
+        fit(Plan("toy", plan.model, loss, plan.optim), DATA, tmp_path)
+
+
+def test_an_interrupted_run_of_other_settings_is_kept_and_what_changed_is_told(tmp_path: Path) -> None:
+    recipe = tiny_recipe(write_data(tmp_path / "data", train=4, val=1), finetune={"epochs": 1})
+    out = finetune(recipe, tmp_path / "t")
+    (out / "checkpoint.safetensors").write_bytes(b"left by a kill after the end")
+    (out / "started.json").write_text('{"key": "another"}')
+    (out / "recipe.json").write_text(recipe.model_dump_json())
+    other = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update={"lr": 0.5})})
+    finetune(other, out)  # what is finished is trained anew
+    assert not (out / "checkpoint.safetensors").exists()
+    (out / "done.json").unlink()
+    (out / "checkpoint.safetensors").write_bytes(b"days of work")
+    with pytest.raises(UserError, match=r"interrupted run of other settings.*\(finetune.lr 0.5, now 0.001\)"):
+        finetune(recipe, out)
+    assert (out / "checkpoint.safetensors").read_bytes() == b"days of work"
+    assert json.loads((out / "recipe.json").read_text())["finetune"]["lr"] == 0.5
+    (out / "checkpoint.safetensors").unlink()
+    assert (finetune(recipe, out) / "done.json").exists()
+
+
 def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fit(_plan(stop_at=4), DATA, tmp_path)

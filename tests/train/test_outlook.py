@@ -131,6 +131,26 @@ def test_steps_come_from_the_data_without_decoding_them(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "data", tmp_path / "my.toml"] or len(list(tmp_path.iterdir())) == 2
 
 
+def test_the_plan_reads_the_data_as_training_does(tmp_path: Path) -> None:
+    lists, videos = tmp_path / "lists", tmp_path / "videos"
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("1 Left\n2 Right\n")
+    names = [f"{label}/v_{label}_g{group:02d}_c01.avi" for label in ("Left", "Right") for group in (1, 2, 3)]
+    for name in names:
+        (videos / name).parent.mkdir(parents=True, exist_ok=True)
+        (videos / name).write_bytes(b"not looked into")
+    for fold, train in (1, names[:2] + names[3:5]), (2, names[:1] + names[3:4]):
+        (lists / f"trainlist0{fold}.txt").write_text("".join(f"{name} {1 + ('Right' in name)}\n" for name in train))
+        (lists / f"testlist0{fold}.txt").write_text("".join(f"{n}\n" for n in names if n not in train))
+    recipe = tiny_recipe(lists, data={"videos": videos, "fold": 2})
+    assert forecast(recipe, "finetune", None, 1)["clips"] == 2
+    for number in range(20):
+        (tmp_path / "plain").mkdir(exist_ok=True)
+        (tmp_path / "plain" / f"{number}.avi").write_bytes(b"not looked into")
+    plain = forecast(tiny_recipe(tmp_path / "plain"), "pretrain", None, 1)
+    assert 10 <= plain["clips"] < 20, plain["data"]  # without labels a folder of videos is enough
+
+
 def test_a_detector_is_planned_as_it_is_trained(tmp_path: Path) -> None:
     recipe = boxes_recipe(write_boxes(tmp_path / "data"), epochs=2)
     trained = {"distill": distill, "finetune": finetune}

@@ -105,6 +105,43 @@ def test_only_what_may_learn_changes(
     assert changed == expected
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"depth": 3}, r"blocks.2.norm1.weight is absent"),
+        ({"depth": 1}, r"blocks.1.norm1.weight has no place in it"),
+        ({"heads": 4}, r"have 2 heads, teacher.heads is 4: set it to 2"),
+        ({"attention": "divided"}, r"time_norm.weight is absent"),
+        ({"encoder": "r2plus1d", "width": 0.1}, r"do not fit r2plus1d: stem.0.weight is absent"),
+    ],
+)
+def test_an_encoder_of_another_kind_is_no_start(
+    settings: dict[str, object], message: str, root: Path, encoder: Path, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(root, teacher=settings, finetune={"epochs": 1})
+    with pytest.raises(UserError, match=message):
+        finetune(recipe, tmp_path / "init", encoder)
+    given = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"pretrained": str(encoder)})})
+    with pytest.raises(UserError, match=message):
+        finetune(given, tmp_path / "pretrained")
+
+
+def test_a_student_of_other_widths_is_no_start(root: Path, encoder: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(root, distill={"epochs": 1})
+    older = distill(recipe, tmp_path / "older")
+
+    def start(source: Path, **student: object) -> Path:
+        update = {**student, "pretrained": source}
+        return distill(recipe.model_copy(update={"student": recipe.student.model_copy(update=update)}), tmp_path / "s")
+
+    for source, settings, reason in ((older, {"width": 0.5}, "has another shape"), (encoder, {}, "no weight fits")):
+        with pytest.raises(UserError, match=rf"is no start for the recipe's student \(.*{reason}\)"):
+            start(source, **settings)
+    first = (start(older, look_back=False) / "done.json").read_text()
+    distill(tiny_recipe(root, distill={"epochs": 2}), tmp_path / "older")  # other weights in the same place
+    assert json.loads(first)["key"] != json.loads((start(older, look_back=False) / "done.json").read_text())["key"]
+
+
 def test_frozen_batch_norms_keep_their_statistics() -> None:
     stem = nn.Sequential(nn.Conv3d(3, 4, 1), nn.BatchNorm3d(4))
     model = nn.ModuleDict({"stem": stem, "block": nn.BatchNorm3d(4), "head": nn.Linear(4, 2)})

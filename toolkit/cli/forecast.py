@@ -23,12 +23,12 @@ def forecast(recipe: Recipe, stage: str | None, clips: int | None, processes: in
     if stage is not None:
         check_stage(stage)
     boxes = recipe.task == "detection"
-    labels, count, text = _boxes(recipe) if boxes else _data(recipe)
+    labels, count, text = _boxes(recipe) if boxes else _data(recipe, labelled=stage != "pretrain")
     if clips is not None:
         count, text = clips, f"data: {clips} training clips (as given)"
     seen = count
     if boxes and clips is None and stage in (None, "pretrain"):  # pretraining sees clips, not windows of boxes
-        seen = _data(recipe)[1]
+        seen = _data(recipe, labelled=False)[1]
         text += f"\npretrain: {'unknown' if seen is None else seen} training clips"
     rows, errors = [], {}
     for name in [stage] if stage else STAGES:
@@ -42,18 +42,19 @@ def forecast(recipe: Recipe, stage: str | None, clips: int | None, processes: in
     return {"data": text, "clips": count, "classes": len(labels), "stages": rows, "errors": errors}
 
 
-def _data(recipe: Recipe) -> tuple[tuple[str, ...], int | None, str]:
-    from train.data.index import index_clips
+def _data(recipe: Recipe, labelled: bool) -> tuple[tuple[str, ...], int | None, str]:
+    from train.data.index import index_data
 
     unknown = tuple(str(number) for number in range(_CLASSES))
-    if not recipe.data.root.exists():
-        return unknown, None, f"data: {recipe.data.root} is not here, give --clips to know the steps"
+    root = recipe.data.root
+    if not (root.exists() or "{" in root.name):
+        return unknown, None, f"data: {root} is not here, give --clips to know the steps"
     try:
-        index = index_clips(recipe.data.root)
+        index = index_data(recipe.data, labelled=labelled)
         count = len(index.split("train"))
     except UserError as error:
         return unknown, None, f"data: {error}"
-    return index.labels, count, f"data: {count} training clips of {len(index.labels)} classes in {recipe.data.root}"
+    return index.labels, count, f"data: {count} training clips of {len(index.labels)} classes in {root}"
 
 
 def _boxes(recipe: Recipe) -> tuple[tuple[str, ...], int | None, str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from toolkit.contract import Contract
 from toolkit.detection import DetectionSpec, Level
+from toolkit.errors import UserError
 from toolkit.recipe import BoxesConfig
 from train.detect.head import DetectHead
 
@@ -22,6 +23,9 @@ class ClipDetector(nn.Module):
     """``encoder`` has ``forward_features`` giving maps (B, D, T', h, w), or tokens (B, N, D) with ``grid`` (T', h, w).
 
     ``forward`` answers for the last frame, as a clip model in a window of frames must; ``frames_answer`` for all.
+
+    Raises:
+        UserError: the encoder merges tokens, or its maps do not share the frames out evenly.
     """
 
     def __init__(self, encoder: Any, classes: int, boxes: BoxesConfig) -> None:
@@ -29,9 +33,19 @@ class ClipDetector(nn.Module):
         self.encoder, self.classes = encoder, classes
         contract: Contract = encoder.contract()
         self.frame, self.frames = contract.frame, contract.frames
+        if getattr(getattr(encoder, "config", None), "merge", 0):
+            raise UserError("teacher.merge joins tokens, and a detector looks at every place: set teacher.merge to 0")
+        training = encoder.training
+        encoder.eval()  # or a clip of nothing would count in the batch norms' statistics
         with torch.no_grad():
             maps = self.maps(torch.zeros(1, *contract.input_shape))
+        encoder.train(training)
         _, width, times, rows, cols = maps.shape
+        if self.frames % times:
+            raise UserError(
+                f"the encoder makes {times} maps of {self.frames} frames, and each answers for as many: "
+                f"set data.frames to a multiple of {times}, for example {-(-self.frames // times) * times}"
+            )
         stride = round(self.frame[1] / rows)
         # One level: a clip encoder's map is as coarse as its patches.
         self.spec = DetectionSpec(

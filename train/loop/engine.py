@@ -32,7 +32,7 @@ def fit(plan: Plan, data: Source, out: Path) -> Fit:
     ``out`` also gets metrics.jsonl, run.json, summary.json and curves.png. Afterwards the model is on the CPU.
 
     Raises:
-        UserError: the loss is not finite, or the checkpoint belongs to another run.
+        UserError: the loss or its gradient is not finite, or the checkpoint belongs to another run.
     """
     return _Run(plan, data, writable_dir(out)).go()
 
@@ -187,10 +187,12 @@ class _Run:
             named = dict(zip(names, row, strict=True))
             self.loss = named.pop("loss")
             step, epoch = record["step"], (record["step"] - 1) // self.order.per_epoch + 1
-            if not math.isfinite(self.loss):
-                raise UserError(
-                    f"{self.plan.label}: the loss is {self.loss} at step {step - 1}: lower the learning rate (lr)"
-                )
+            # A gradient that is not finite spoils the weights, even where the loss still looks well.
+            for what, value in (("loss", self.loss), ("gradient's norm", norm)):
+                if not math.isfinite(value):
+                    raise UserError(
+                        f"{self.plan.label}: the {what} is {value} at step {step - 1}: lower the learning rate (lr)"
+                    )
             self.running += self.loss
             self.metrics.write(
                 {"step": step, "epoch": epoch, "loss": self.loss, "lr": record["lr"], "grad_norm": norm, **named}

@@ -136,5 +136,5 @@ def _tensorboard(folder: Path, step: int) -> _Tracker:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingDependency("tensorboard", "tensorboard") from error
-    writer: _Tracker = SummaryWriter(str(folder), purge_step=step or None)
+    writer: _Tracker = SummaryWriter(str(folder), purge_step=step)  # a new run hides what an older one left here
     return writer

@@ -1,18 +1,19 @@
 """Starting an encoder from weights that exist: VideoMAE's, GoogLeNet's, torchvision's, pytorchvideo's, or our own."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
 from toolkit.errors import UserError
 from train.models.hub import locate, read_weights
 from train.models.i3d import I3D, inflate
-from train.models.store import ClipModel, load_model
+from train.models.store import ClipModel, Model, load_model
 from train.models.videomae import is_videomae, read_videomae
 from train.models.vit import TubeletViT
 from train.models.x3d import X3D, published_name
 
-__all__ = ["start_from"]
+__all__ = ["copy_encoder", "start_from"]
 
 
 def start_from(model: ClipModel, source: str | None) -> None:
@@ -29,16 +30,14 @@ def start_from(model: ClipModel, source: str | None) -> None:
         return
     path = locate(source)
     if (path / "model.json").is_file():
-        _fill(model, load_model(path).model.state_dict(), source)
+        loaded = load_model(path)
+        _same_heads(model, getattr(loaded.model, "config", None), source)
+        _fill(model, loaded.model.state_dict(), source)
         return
     weights = read_weights(path)
     if isinstance(model, TubeletViT) and is_videomae(set(weights)):
         checkpoint = read_videomae(path)
-        heads = checkpoint.settings.get("num_attention_heads", model.config.heads)
-        if heads != model.config.heads:
-            raise UserError(
-                f"weights {source} have {heads} heads, teacher.heads is {model.config.heads}: set it to {heads}"
-            )
+        _refuse_heads(model, checkpoint.settings.get("num_attention_heads", model.config.heads), source)
         if checkpoint.norm == "pooled" and model.config.norm == "tokens":
             raise UserError(f"weights {source} normalise the mean of the tokens: set teacher.norm to 'pooled'")
         encoder = checkpoint.encoder
@@ -51,6 +50,30 @@ def start_from(model: ClipModel, source: str | None) -> None:
         _fill(model, weights, source, called=published_name)
     else:
         _fill(model, {_own_name(name): tensor for name, tensor in weights.items()}, source)
+
+
+def copy_encoder(model: ClipModel, start: Model, source: str) -> None:
+    """Fill ``model`` with all of a saved encoder but its head.
+
+    Raises:
+        UserError: it is another encoder, or of another shape.
+    """
+    _same_heads(model, getattr(start, "config", None), source)
+    weights = {name: tensor for name, tensor in start.state_dict().items() if not name.startswith("head.")}
+    _fill(model, weights, source)
+
+
+def _same_heads(model: ClipModel, saved: Any, source: str) -> None:
+    """Heads leave no trace in the shapes."""
+    if isinstance(model, TubeletViT):
+        _refuse_heads(model, getattr(saved, "heads", model.config.heads), source)
+
+
+def _refuse_heads(model: TubeletViT, heads: int, source: str) -> None:
+    if heads != model.config.heads:
+        raise UserError(
+            f"weights {source} have {heads} heads, teacher.heads is {model.config.heads}: set it to {heads}"
+        )
 
 
 def _own_name(name: str) -> str:

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from toolkit.errors import UserError
 from toolkit.files import prove_writable, sha256, writable_dir, write_json, write_text
 from toolkit.lock import alone
 from toolkit.progress import note
-from toolkit.recipe import Recipe
+from toolkit.recipe import Recipe, StudentConfig
 from train.data.batch import Source
 from train.data.clips import Augment
 from train.data.index import Dataset, index_data
@@ -33,14 +36,20 @@ __all__ = [
     "card_of",
     "finish",
     "finished",
+    "frozen_norms",
     "guide_of",
     "open_data",
+    "own_weights",
     "parents_of",
     "run_folder",
     "run_stage",
     "start_from",
+    "take_backbone",
     "validator",
 ]
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_MAY_DIFFER = ("readout.", "stem.")  # of a student that starts from another one
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +109,11 @@ def parents_of(**folders: str | Path | None) -> dict[str, str]:
     return {name: fingerprint(folder) for name, folder in folders.items() if folder is not None}
 
 
+def own_weights(student: StudentConfig) -> Path | None:
+    """The user's weights that a student starts from, if any; those of ImageNet come with vidon."""
+    return None if str(student.pretrained) == "imagenet" else student.pretrained
+
+
 def run_stage(
     name: str, recipe: Recipe, sections: tuple[str, ...], parents: dict[str, str], out: Path, kind: str,
     work: Callable[[Data], Model], report: Callable[[Model, Data], dict[str, Any]] | None = None,
@@ -125,8 +139,7 @@ def run_stage(
     with run_folder(out):
         with main_first(recipe.run):
             if is_main():
-                write_text(out / "recipe.json", recipe.model_dump_json(indent=2) + "\n")
-                begin(out, key)
+                begin(out, key, recipe)
             data = open_data(recipe, out.parent / "cache", labelled)
         model = work(data)
         if is_main():
@@ -153,11 +166,32 @@ def start_from(student: StreamStudent, recipe: Recipe) -> None:
     if str(source) == "imagenet":
         load_imagenet(student, IMAGENET)
     elif source.is_dir():
-        state = load_model(source).model.state_dict()
-        own = student.state_dict()
-        student.load_state_dict({n: t for n, t in state.items() if n in own and own[n].shape == t.shape}, strict=False)
+        take_backbone(student, load_model(source).model, source)
     else:
         load_imagenet(student, source)
+
+
+def take_backbone(student: StreamStudent, start: Model, source: Path) -> None:
+    """Fill a student with what another one has in common with it: all but readout, look-back and temporal modules.
+
+    Raises:
+        UserError: the other one is no student of these widths.
+    """
+    own, state = student.state_dict(), start.state_dict()
+    fitting = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
+    wrong = [name for name in own if name in state.keys() - fitting.keys() and not name.startswith(_MAY_DIFFER)]
+    if wrong or all(name.startswith(_MAY_DIFFER) for name in fitting):
+        reason = f"{wrong[0]} has another shape" if wrong else "no weight fits"
+        raise UserError(f"model {source} is no start for the recipe's student ({reason}): use the same [student]")
+    student.load_state_dict(fitting, strict=False)
+
+
+def frozen_norms(model: nn.Module, rates: Callable[[str], float]) -> list[nn.Module]:
+    """The batch norms of frozen layers: their statistics stay as they are too."""
+    return [
+        module for name, module in model.named_modules()
+        if isinstance(module, _NORMS) and all(rates(f"{name}.{own}") == 0 for own in ("weight", "bias"))
+    ]  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -177,12 +211,40 @@ def run_folder(out: Path) -> Iterator[None]:
         yield
 
 
-def begin(out: Path, key: str) -> None:
-    """A checkpoint of other settings cannot be continued and goes."""
-    if (out / "checkpoint.safetensors").is_file() and _key_in(out / "started.json") != key:
-        (out / "checkpoint.safetensors").unlink()
+def begin(out: Path, key: str, recipe: Recipe) -> None:
+    """Leave the recipe and the key of a run that starts or goes on.
+
+    Raises:
+        UserError: an interrupted run of other settings, data or weights is here; it is not thrown away unasked.
+    """
+    checkpoint = out / "checkpoint.safetensors"
+    if checkpoint.is_file() and _key_in(out / "started.json") != key:
+        if not (out / "done.json").is_file():
+            raise UserError(
+                f"{out} holds an interrupted run of other settings, data or weights{_changes(out, recipe)}: go on "
+                f"with those, choose another --out, or remove {checkpoint} to start anew"
+            )
+        checkpoint.unlink()
     (out / "done.json").unlink(missing_ok=True)
+    write_text(out / "recipe.json", recipe.model_dump_json(indent=2) + "\n")
     write_json(out / "started.json", {"key": key})
+
+
+def _changes(out: Path, recipe: Recipe) -> str:
+    """What the recipe says otherwise than the one of the run in ``out``: `` (finetune.lr 0.1, now 0.2)``."""
+    try:
+        before, now = _leaves(json.loads((out / "recipe.json").read_bytes())), _leaves(recipe.model_dump(mode="json"))
+    except (OSError, ValueError):
+        return ""
+    found = [f"{key} {before.get(key)}, now {now.get(key)}" for key in now if now[key] != before.get(key)]
+    return f" ({'; '.join(found[:3])})" if found else ""
+
+
+def _leaves(table: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(table, dict) or not table:
+        return {name: table}
+    inner = [_leaves(value, f"{name}.{key}" if name else str(key)) for key, value in table.items()]
+    return {key: value for part in inner for key, value in part.items()}
 
 
 def finish(out: Path, key: str, result: dict[str, Any]) -> None:

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from toolkit.boxed import BoxedPicture
 from toolkit.coco import BoxData, FrameBoxes, read_coco
 from toolkit.detection import Found, to_picture
 from toolkit.errors import UserError
-from toolkit.files import sha256, write_text
+from toolkit.files import sha256
 from toolkit.preprocess import Preprocess
 from toolkit.progress import note
 from toolkit.recipe import DetectionConfig, PruneConfig, Recipe
@@ -32,10 +32,21 @@ from train.detect.features import FeatureWindows, features_of
 from train.detect.source import BoxedVideo, Windows, augment, load_boxed
 from train.detect.teacher import FastestDet, refine
 from train.loop import Plan, fit, is_main, main_first, wait_for_all
+from train.models.pretrained import copy_encoder
 from train.models.pretrained import start_from as encoder_from
 from train.models.store import Card, Model, build, load_model, save_model
 from train.models.student import StreamStudent
-from train.stages.common import begin, finish, finished, parents_of, run_folder, start_from
+from train.stages.common import (
+    begin,
+    finish,
+    finished,
+    frozen_norms,
+    own_weights,
+    parents_of,
+    run_folder,
+    start_from,
+    take_backbone,
+)
 from train.tasks.detection import Detection
 
 Loss = Callable[[Batch, torch.Generator], Tensor]
@@ -45,11 +56,10 @@ __all__ = ["answers_of", "detect_encoder", "detect_student", "detection_of", "on
 
 def detect_student(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
     """Train the streaming student as a detector, from ``init`` (a student's folder, pruned or not) or from scratch."""
-    start = load_model(init).model if init is not None else None
-    if start is not None and not isinstance(start, StreamStudent):
+    if init is not None and not isinstance(load_model(init).model, StreamStudent):
         raise UserError(f"model {init} is a clip model: a streaming detector starts from a student")
     student = recipe.student.model_copy(update={"readout": "boxes"})
-    return _run(recipe, out, "student", student.model_dump(mode="json"), start, init)
+    return _run(recipe, out, "student", student.model_dump(mode="json"), init)
 
 
 def prune_detector(recipe: Recipe, out: Path, init: Path) -> Path:
@@ -59,14 +69,13 @@ def prune_detector(recipe: Recipe, out: Path, init: Path) -> Path:
         raise UserError(f"model {init} is no streaming detector: only those are pruned when task is detection")
     shorter = {"epochs": recipe.prune.epochs, "lr": recipe.prune.lr}
     recipe = recipe.model_copy(update={"detection": recipe.detection.model_copy(update=shorter)})
-    return _run(recipe, out, "student", loaded.card.config, loaded.model, init, recipe.prune)
+    return _run(recipe, out, "student", loaded.card.config, init, recipe.prune)
 
 
 def detect_encoder(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
     """Train the head on a clip encoder, from ``init`` (a pretrained encoder) or from scratch."""
-    start = load_model(init).model if init is not None else None
     config = {"encoder": recipe.teacher.model_dump(mode="json"), "boxes": recipe.detection.head.model_dump(mode="json")}
-    return _run(recipe, out, "detector", config, start, init)
+    return _run(recipe, out, "detector", config, init)
 
 
 def detection_of(model: Model, labels: tuple[str, ...], recipe: Recipe) -> Detection:
@@ -99,10 +108,10 @@ def answers_of(model: Model, pictures: npt.NDArray[np.uint8], preprocess: Prepro
 
 
 def _run(
-    recipe: Recipe, out: Path, kind: str, config: dict[str, Any], start: Model | None, init: Path | None,
-    shrink: PruneConfig | None = None,
-) -> Path:  # fmt: skip
-    parents = parents_of(init=init)
+    recipe: Recipe, out: Path, kind: str, config: dict[str, Any], init: Path | None, shrink: PruneConfig | None = None
+) -> Path:
+    given = recipe.teacher.pretrained if kind == "detector" else own_weights(recipe.student)
+    parents = parents_of(init=init or given)
     data = read_coco(recipe.data.root)
     decided = {"kind": kind, "config": config, "parents": parents, "prune": shrink and shrink.model_dump(mode="json")}
     key = _key(recipe, decided, data)
@@ -116,9 +125,8 @@ def _run(
     with run_folder(out):
         with main_first(recipe.run):
             if is_main():
-                write_text(out / "recipe.json", recipe.model_dump_json(indent=2) + "\n")
-                begin(out, key)
-        model, best = _train(recipe, data, card, start, out, shrink)
+                begin(out, key, recipe)
+        model, best = _train(recipe, data, card, init, out, shrink)
         if is_main():
             save_model(out, model, card)
             finish(out, key, {"stage": "detection", "metric": "AP", "validation": best})
@@ -127,13 +135,13 @@ def _run(
 
 
 def _train(
-    recipe: Recipe, data: BoxData, card: Card, start: Model | None, out: Path, shrink: PruneConfig | None
+    recipe: Recipe, data: BoxData, card: Card, init: Path | None, out: Path, shrink: PruneConfig | None
 ) -> tuple[Model, float | None]:
     config, preprocess = recipe.detection, recipe.preprocess
     torch.manual_seed(config.seed)
     model = build(card)
-    if start is not None:
-        model = _started(model, start)
+    if init is not None:
+        model = _started(model, load_model(init).model, init)
     elif isinstance(model, StreamStudent):
         start_from(model, recipe)
     else:
@@ -151,18 +159,23 @@ def _train(
     val = load_boxed(data.split("val"), preprocess, "decode val") if has_val else []
     validate = _validator(model, task, val, preprocess) if val else None
     windows: Windows | FeatureWindows = Windows(videos, recipe.data.frames)
+    rates = rates_of(model, config.freeze)
     if only_head(model, config.freeze):
         assert isinstance(model, StreamStudent)
         windows = FeatureWindows(model, videos, recipe.data.frames, preprocess, config)
         loss, validate = _head_loss(model, task), _head_validator(model, task, val, preprocess) if val else None
     else:
-        loss = _loss(model, task, preprocess, config)
-    plan = Plan("train detector", model, loss, config, validate, rates_of(model, config.freeze), run=recipe.run)
+        loss = _loss(model, task, preprocess, config, frozen_norms(model, rates))
+    plan = Plan("train detector", model, loss, config, validate, rates, run=recipe.run)
     return model, fit(plan, windows, out).best
 
 
-def _loss(model: Model, task: Detection, preprocess: Preprocess, config: DetectionConfig) -> Loss:
+def _loss(
+    model: Model, task: Detection, preprocess: Preprocess, config: DetectionConfig, frozen: list[nn.Module]
+) -> Loss:
     def loss(batch: Batch, generator: torch.Generator) -> Tensor:
+        for norm in frozen:
+            norm.eval()  # the loop has put the whole model into training mode
         clips, boxes, labels = augment(batch, preprocess, config.mirror, config.zoom, generator)
         moved = dataclasses.replace(batch, boxes=boxes, box_labels=labels)
         if isinstance(model, ClipDetector):
@@ -199,20 +212,19 @@ def _head_validator(
     return precision
 
 
-def _started(model: Model, start: Model) -> Model:
-    """The model with the start's weights; of a pruned student, the student itself with a detector's readout."""
+def _started(model: Model, start: Model, source: Path) -> Model:
+    """The model with the start's weights; a streaming detector, pruned or not, is itself the start.
+
+    Raises:
+        UserError: the start is another encoder or backbone.
+    """
     if isinstance(model, ClipDetector):
-        state = {n: t for n, t in start.state_dict().items() if not n.startswith("head.")}
-        target: Any = model.encoder
-    else:
-        if start.contract().detection is not None:
-            return start
-        state, target = start.state_dict(), model
-    own = target.state_dict()
-    fitting = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
-    if not fitting:
-        raise UserError("the model to start from has other shapes than the recipe's: use the same settings")
-    target.load_state_dict(fitting, strict=False)
+        copy_encoder(model.encoder, start, str(source))
+        return model
+    if start.contract().detection is not None:
+        return start
+    assert isinstance(model, StreamStudent)
+    take_backbone(model, start, source)
     return model
 
 

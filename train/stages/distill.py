@@ -15,7 +15,7 @@ from train.data.index import index_data
 from train.loop import Plan, fit
 from train.models.store import Model, build, load_model, same_labels
 from train.models.student import StreamStudent
-from train.stages.common import Data, card_of, guide_of, parents_of, run_stage, start_from, validator
+from train.stages.common import Data, card_of, guide_of, own_weights, parents_of, run_stage, start_from, validator
 from train.stages.detect import detect_student, prune_detector
 
 __all__ = ["distill", "prune", "spread"]
@@ -42,7 +42,8 @@ def distill(recipe: Recipe, out: Path, teacher: Path | None = None) -> Path:
         _train_student(student, guide, data, recipe, recipe.distill, "distil student", out)
         return student
 
-    return run_stage("distill", recipe, ("student", "distill"), parents_of(teacher=teacher), out, "student", work)
+    parents = parents_of(teacher=teacher, start=own_weights(recipe.student))
+    return run_stage("distill", recipe, ("student", "distill"), parents, out, "student", work)
 
 
 def prune(recipe: Recipe, out: Path, student: Path, teacher: Path | None = None) -> Path:

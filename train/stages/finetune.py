@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from toolkit.errors import UserError
 from toolkit.recipe import FinetuneConfig, Recipe
@@ -20,19 +20,17 @@ from train.data.batch import Batch
 from train.detect.clip import ClipDetector
 from train.evaluate import judge_split
 from train.loop import Plan, fit
-from train.models.pretrained import start_from
+from train.models.pretrained import copy_encoder, start_from
 from train.models.registry import module_of
-from train.models.store import Loaded, Model, build, load_model
+from train.models.store import Model, build, load_model
 from train.models.student import StreamStudent
-from train.stages.common import Data, card_of, parents_of, run_stage, validator
+from train.stages.common import Data, card_of, frozen_norms, parents_of, run_stage, validator
 from train.stages.detect import detect_encoder
 from train.stages.retrieve import fit_head, judge, seeker
 from train.tasks.classification import Classification
 from train.tasks.retrieval import Retrieval
 
-__all__ = ["finetune", "layer_rates"]
-
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+__all__ = ["finetune", "frozen_norms", "layer_rates"]
 
 
 def finetune(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
@@ -44,7 +42,7 @@ def finetune(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
     if recipe.task == "detection":
         return detect_encoder(recipe, out, init)
     module_of(recipe.teacher.encoder)  # a misspelt name is told before anything is decoded
-    start = load_model(init) if init is not None else None
+    start = load_model(init).model if init is not None else None
     config = recipe.finetune
     seeks = config.task == "retrieval"
 
@@ -53,7 +51,7 @@ def finetune(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
         teacher = build(card_of(recipe, "teacher", data.index.labels))
         assert not isinstance(teacher, StreamStudent | ClipDetector)
         if start is not None:
-            _copy_encoder(start, teacher)
+            copy_encoder(teacher, start, str(init))
         else:
             start_from(teacher, recipe.teacher.pretrained)
         teacher.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -96,16 +94,6 @@ def finetune(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
     return run_stage("finetune", recipe, ("teacher", "finetune"), parents, out, "teacher", work, report)
 
 
-def _copy_encoder(start: Loaded, teacher: Model) -> None:
-    state = {name: tensor for name, tensor in start.model.state_dict().items() if not name.startswith("head.")}
-    try:
-        teacher.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise UserError(
-            "the pretrained encoder has another shape than the recipe's teacher: use the same [teacher]"
-        ) from error
-
-
 def layer_rates(layers: list[str], config: FinetuneConfig) -> Callable[[str], float]:
     """Factor of the learning rate by parameter name; 0 for frozen layers (the embedding and ``freeze`` blocks).
 
@@ -132,14 +120,6 @@ def layer_rates(layers: list[str], config: FinetuneConfig) -> Callable[[str], fl
         return 0.0 if frozen else float(config.layer_decay ** (len(order) - layer))
 
     return rate
-
-
-def frozen_norms(model: nn.Module, rates: Callable[[str], float]) -> list[nn.Module]:
-    """The batch norms of frozen layers: their statistics stay as they are too."""
-    return [
-        module for name, module in model.named_modules()
-        if isinstance(module, _NORMS) and all(rates(f"{name}.{own}") == 0 for own in ("weight", "bias"))
-    ]  # fmt: skip
 
 
 def _belongs(parameter: str, layer: str) -> bool:
