@@ -17,6 +17,7 @@ from toolkit.errors import UserError
 from toolkit.recipe import FinetuneConfig, Recipe
 from train.data.augment import ClipAugment
 from train.data.batch import Batch
+from train.data.sources import open_source
 from train.detect.clip import ClipDetector
 from train.evaluate import judge_split
 from train.loop import Plan, fit
@@ -85,10 +86,11 @@ def finetune(recipe: Recipe, out: Path, init: Path | None = None) -> Path:
             found = {"validation": figures["map"], "metric": "retrieval mAP", "retrieval": figures}
         if not any(clip.split == "test" for clip in data.index.clips):
             return found
-        return {
-            **found,
-            "test": judge_split(model, data.index, "test", recipe.preprocess, config.views, out / "figures"),
-        }
+        test = judge_split(model, data.index, "test", recipe.preprocess, config.views, out / "figures")
+        if seeks:
+            clips = open_source(recipe.data, data.index, "test", recipe.preprocess, random=False)
+            test["retrieval"] = judge(model, clips, recipe.preprocess, Retrieval(data.index.labels))
+        return {**found, "test": test}
 
     parents = parents_of(init=init or recipe.teacher.pretrained)
     return run_stage("finetune", recipe, ("teacher", "finetune"), parents, out, "teacher", work, report)
