@@ -71,4 +71,5 @@ def _moved(truth: FrameBoxes, preprocess: Preprocess, rows: int, cols: int) -> F
     """Into the picture; a box of which the crop leaves less than a pixel is gone."""
     boxes = to_picture(truth.boxes, preprocess, rows, cols)
     good = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)
-    return FrameBoxes(boxes[good], truth.labels[good])
+    crowd = None if truth.crowd is None else _moved(truth.crowd, preprocess, rows, cols)
+    return FrameBoxes(boxes[good], truth.labels[good], crowd)

@@ -23,15 +23,20 @@ __all__ = ["PARTS", "BoxData", "Footage", "FrameBoxes", "Tables", "coco_tables",
 
 PARTS = ("images", "annotations", "categories")
 _Corners = tuple[float, float, float, float]
+_Row = tuple[_Corners, int, bool]  # corners, label, whether it is a crowd
 _SLACK = 1.0  # pixels a box may stick out: annotation tools round
 
 
 @dataclass(frozen=True, slots=True)
 class FrameBoxes:
-    """boxes: float32 (M, 4) as left, top, right, bottom in pixels; labels: int64 (M,)."""
+    """boxes: float32 (M, 4) as left, top, right, bottom in pixels; labels: int64 (M,).
+
+    ``crowd``: regions of many objects (``iscrowd``). They teach nothing, and what is found in them is not wrong.
+    """
 
     boxes: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
+    crowd: "FrameBoxes | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +174,8 @@ def read_coco(path: Path, labels: tuple[str, ...] | None = None) -> BoxData:
             raise UserError(f"boxes {path}: category {name!r} was not in training{nearest(name, order)}; "
                             f"the model knows: {', '.join(order)}")  # fmt: skip
     rows = {
-        key: [(_inside(entry, _declared(tables, tables.images[key], path), path), order.index(name))
-              for name, entry in entries if not entry.get("iscrowd")]
+        key: [(_inside(entry, _declared(tables, tables.images[key], path), path), order.index(name),
+               bool(entry.get("iscrowd"))) for name, entry in entries]
         for key, entries in tables.annotations.items()
     }  # fmt: skip
     return BoxData(path, order, _footage(tables, rows, path))
@@ -211,7 +216,7 @@ def _size(entry: dict[str, Any], path: Path) -> tuple[int, int] | None:
     return height, width
 
 
-def _footage(tables: Tables, rows: dict[Any, list[tuple[_Corners, int]]], path: Path) -> tuple[Footage, ...]:
+def _footage(tables: Tables, rows: dict[Any, list[_Row]], path: Path) -> tuple[Footage, ...]:
     where = f"boxes {path}"
     frames: dict[Any, dict[int, FrameBoxes]] = {key: {} for key in tables.videos}
     sizes = {key: _size(row, path) for key, row in tables.videos.items()}
@@ -246,6 +251,11 @@ def _split(entry: dict[str, Any], path: Path) -> str:
     return str(split)
 
 
-def _stacked(rows: Sequence[tuple[_Corners, int]]) -> FrameBoxes:
+def _stacked(rows: Sequence[_Row]) -> FrameBoxes:
+    single, crowd = ([row[:2] for row in rows if row[2] == kind] for kind in (False, True))
+    return FrameBoxes(*_arrays(single), FrameBoxes(*_arrays(crowd)) if crowd else None)
+
+
+def _arrays(rows: Sequence[tuple[_Corners, int]]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     boxes = np.asarray([box for box, _ in rows], np.float32).reshape(-1, 4)
-    return FrameBoxes(boxes, np.asarray([label for _, label in rows], np.int64))
+    return boxes, np.asarray([label for _, label in rows], np.int64)

@@ -32,7 +32,7 @@ class BoxPrecision:
 
 
 def box_precision(truth: Sequence[FrameBoxes], found: Sequence[Found], labels: tuple[str, ...]) -> BoxPrecision:
-    """Compare frame by frame; classes without a true box do not count.
+    """Compare frame by frame; classes without a true box do not count, nor does what is found in a crowd.
 
     Raises:
         MissingDependency: pycocotools is not installed.
@@ -73,10 +73,12 @@ def _mean(values: Any) -> float:
 
 def _annotations(truth: Sequence[FrameBoxes]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for image, frame in enumerate(truth):
+    parts = [(image, frame, 0) for image, frame in enumerate(truth)]
+    parts += [(image, frame.crowd, 1) for image, frame in enumerate(truth) if frame.crowd is not None]
+    for image, frame, crowd in parts:
         for box, label in zip(_as_coco(frame.boxes), frame.labels.tolist(), strict=True):
             rows.append({"id": len(rows) + 1, "image_id": image, "category_id": label, "bbox": box,
-                         "area": box[2] * box[3], "iscrowd": 0})  # fmt: skip
+                         "area": box[2] * box[3], "iscrowd": crowd})  # fmt: skip
     return rows
 
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from tests.boxes import boxes_recipe, write_boxes
-from toolkit.coco import read_coco
+from toolkit.coco import FrameBoxes, read_coco
+from toolkit.detection import Found
 from toolkit.errors import UserError
 from toolkit.files import sha256
+from toolkit.precision import box_precision
 from toolkit.recipe import Recipe
 from train.data.clips import normalise
 from train.detect.features import FeatureWindows
@@ -187,6 +189,43 @@ def test_what_a_detector_cannot_start_from_is_said(data: Path, tmp_path: Path) -
         distill(boxes_recipe(data, use="both"), tmp_path / "b")
     with pytest.raises(UserError, match="is no streaming detector"):
         prune(recipe, tmp_path / "c", _encoder(tmp_path, data))
+
+
+def test_what_is_found_in_a_crowd_is_not_wrong_and_a_crowd_need_not_be_found(tmp_path: Path) -> None:
+    file = write_boxes(tmp_path, ("val",))
+    raw = json.loads(file.read_text())
+    for entry in raw["annotations"][1:16:2]:  # the dark square of the first eight frames
+        entry["iscrowd"] = 1
+    file.write_text(json.dumps(raw))
+    recipe = boxes_recipe(file)
+    truth = [frame for frame in load_boxed(read_coco(file).split("val"), recipe.preprocess)[0].truth if frame]
+    assert [len(frame.labels) for frame in truth] == [1] * 8 + [2] * 8
+    found = []
+    for frame in truth:
+        parts = [(frame, 0.8)]
+        if frame.crowd is not None:
+            left = frame.crowd.boxes * np.asarray([1, 1, 0, 1]) + [0, 0, frame.crowd.boxes[0, 0] + 9, 0]
+            parts.append((FrameBoxes(left.astype(np.float32), frame.crowd.labels), 0.9))  # one of the crowd
+        boxes, labels = (np.concatenate([getattr(part, key) for part, _ in parts]) for key in ("boxes", "labels"))
+        scores = np.concatenate([np.full(len(part.labels), score, np.float32) for part, score in parts])
+        found.append(Found(boxes, scores, labels))
+    with_crowd = box_precision(truth, found, ("bright", "dark"))
+    assert (with_crowd.ap, with_crowd.boxes) == (1.0, 24)
+    assert box_precision([FrameBoxes(t.boxes, t.labels) for t in truth], found, ("bright", "dark")).ap < 0.8
+    missed = box_precision(truth, [Found(t.boxes, np.full(len(t.labels), 0.8, np.float32), t.labels) for t in truth],
+                           ("bright", "dark"))  # fmt: skip
+    assert missed.ap == 1.0
+
+
+def test_the_test_split_is_reported_once_and_decides_nothing(tmp_path: Path) -> None:
+    with_test = write_boxes(tmp_path / "a", ("train", "val", "test"))
+    out = distill(boxes_recipe(with_test), tmp_path / "s")
+    done = json.loads((out / "done.json").read_text())
+    assert done["test"]["ap50"] == pytest.approx(_precision(out, with_test, "test"))
+    assert (done["test"]["frames"], done["test"]["boxes"], done["test"]["split"]) == (16, 32, "test")
+    assert (out / "figures" / "precision.png").is_file()
+    without = load_model(distill(boxes_recipe(write_boxes(tmp_path / "b")), tmp_path / "t")).model.state_dict()
+    assert all(torch.equal(value, without[name]) for name, value in load_model(out).model.state_dict().items())
 
 
 def test_a_teacher_that_is_missing_or_of_another_kind_is_said(tmp_path: Path) -> None:

@@ -186,6 +186,60 @@ def test_fine_tuning_starts_from_either_kind_of_checkpoint(tmp_path: Path) -> No
         assert torch.equal(state["norm.weight"], whole["norm.weight"]) == (norm == "tokens")
 
 
+@pytest.mark.parametrize(
+    ("frames", "side", "saved"), [(4, 32, "shards"), (8, 32, "half"), (4, 48, "pickle"), (2, 16, "wrapped")]
+)
+def test_however_it_was_saved_it_answers_for_clips_of_other_sizes_too(
+    frames: int, side: int, saved: str, tmp_path: Path
+) -> None:
+    theirs = _classifier(**SMALL)
+    if saved == "half":
+        theirs = theirs.half()
+    if saved == "wrapped":  # by a DataParallel
+        torch.save({f"module.{name}": value for name, value in theirs.state_dict().items()}, tmp_path / "model.pth")
+    else:
+        theirs.save_pretrained(tmp_path, max_shard_size="40KB")
+    if saved == "pickle":
+        torch.save(read_weights(tmp_path), tmp_path / "pytorch_model.bin")
+        for file in tmp_path.glob("model*"):
+            file.unlink()
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (saved in ("shards", "half"))
+    other = transformers.VideoMAEForVideoClassification(
+        transformers.VideoMAEConfig(**{**SMALL, "num_frames": frames, "image_size": side})
+    )
+    other.load_state_dict(theirs.float().state_dict())
+    shape = {"dim": 48, "depth": 3, "heads": 4, "mlp_ratio": 2.0, "tubelet": (2, 8, 8), "eps": 1e-12}
+    ours = make_encoder(
+        TeacherConfig(encoder="vit-s", last_eps=1e-5, **shape), 7, Preprocess(size=(side, side)), frames
+    )
+    start_from(ours, str(tmp_path / "model.pth" if saved == "wrapped" else tmp_path))
+    _assert_same_logits(other.eval(), ours.eval(), _clip(2, frames, side))
+
+
+def test_a_model_without_any_head_is_a_start_and_a_head_on_the_first_token_is_not_taken(tmp_path: Path) -> None:
+    bare = _scrambled(transformers.VideoMAEModel(transformers.VideoMAEConfig(**SMALL, use_mean_pooling=False)))
+    bare.save_pretrained(tmp_path / "bare")
+    model = _vit(norm="tokens", eps=1e-12, last_eps=1e-12)
+    start_from(model, str(tmp_path / "bare"))
+    with torch.no_grad():
+        want = bare(_clip().transpose(1, 2)).last_hidden_state
+        torch.testing.assert_close(model.forward_features(_clip()), want, atol=1e-5, rtol=1e-5)
+    first = _classifier(**SMALL, use_mean_pooling=False)
+    first.save_pretrained(tmp_path / "first")
+    start_from(model, str(tmp_path / "first"))
+    assert torch.equal(model.blocks[2].mlp[3].bias, first.videomae.encoder.layer[2].output.dense.bias)
+    assert not torch.equal(model.head.weight, first.classifier.weight)
+
+
+@pytest.mark.parametrize("name", ["pos_embed", "cls_token", "blocks.0.gamma_1"])
+def test_what_a_plain_videomae_does_not_have_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint.pth"
+    torch.save({"model": {**_original(_classifier(**SMALL).state_dict(), False), name: torch.ones(1, 1, 48)}}, file)
+    for load in (lambda: start_from(_vit(), str(file)), lambda: load_classifier(file, heads=4, frames=4, side=32)):
+        with pytest.raises(UserError, match=rf"{name} has no place in it"):
+            load()
+
+
 def test_a_checkpoint_of_another_shape_names_the_first_weight_and_the_section(tmp_path: Path) -> None:
     _classifier(**SMALL).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"do not fit vit-s: patch_embed\.weight has shape .* check \[teacher\]"):

@@ -93,8 +93,6 @@ def test_an_interrupted_run_of_other_settings_is_kept_and_what_changed_is_told(t
     recipe = tiny_recipe(write_data(tmp_path / "data", train=4, val=1), finetune={"epochs": 1})
     out = finetune(recipe, tmp_path / "t")
     (out / "checkpoint.safetensors").write_bytes(b"left by a kill after the end")
-    (out / "started.json").write_text('{"key": "another"}')
-    (out / "recipe.json").write_text(recipe.model_dump_json())
     other = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update={"lr": 0.5})})
     finetune(other, out)  # what is finished is trained anew
     assert not (out / "checkpoint.safetensors").exists()

@@ -294,8 +294,9 @@ def test_fine_tuning_for_retrieval_orders_clips_and_its_head_follows(root: Path,
     done = json.loads((teacher / "done.json").read_text())
     assert done["metric"] == "retrieval mAP"
     model, pre, index = load_model(teacher).model, recipe.preprocess, index_clips(root)
-    train, val = (load_pictures(index, split, pre, 4) for split in ("train", "val"))
+    train, val, test = (load_pictures(index, split, pre, 4) for split in ("train", "val", "test"))
     assert done["validation"] == pytest.approx(judge(model, val, pre, Retrieval(index.labels))["map"])
+    assert done["test"]["retrieval"] == pytest.approx(judge(model, test, pre, Retrieval(index.labels)))
     untrained = build(card_of(recipe, "teacher", index.labels))
     assert judge(model, train, pre, Retrieval(index.labels))["map"] > 0.9
     assert judge(untrained, train, pre, Retrieval(index.labels))["map"] < 0.8

@@ -101,4 +101,4 @@ def refine(truth: FrameBoxes, teacher: Found, overlap: float = 0.6) -> FrameBoxe
     best = shares.argmax(1)
     close = shares.max(1) >= overlap
     middle = (truth.boxes + teacher.boxes[best]) / 2
-    return FrameBoxes(np.where(close[:, None], middle, truth.boxes).astype(np.float32), truth.labels)
+    return FrameBoxes(np.where(close[:, None], middle, truth.boxes).astype(np.float32), truth.labels, truth.crowd)

@@ -8,7 +8,9 @@ batches and goes out with later requests; pictures are decoded into shared memor
 
 import contextlib
 import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -236,7 +238,7 @@ def _loader(
     loader = DataLoader(
         _Answers(source, views, buffers), batch_size=None, sampler=_Requests(source, order, start, buffers),
         num_workers=workers, collate_fn=_same, pin_memory=pin, prefetch_factor=_AHEAD, multiprocessing_context=context,
-        generator=torch.Generator(), worker_init_fn=_one_thread,
+        generator=torch.Generator(), worker_init_fn=_begin_work,
     )  # fmt: skip
     return iter(loader)
 
@@ -245,10 +247,19 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _one_thread(worker: int) -> None:
-    """Workers decode side by side, each on one thread."""
+def _begin_work(worker: int) -> None:
+    """Workers decode side by side, each on one thread, and do not outlive who asks them."""
     torch.set_num_threads(1)
     opencv().setNumThreads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """What torch 2.13 watches is the process that made a worker: a fork server, which lives as long as its workers."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _lane(device: torch.device) -> torch.cuda.Stream:

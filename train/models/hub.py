@@ -124,6 +124,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     tensors = {str(name): value for name, value in items if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError("no tensors in it")
+    if all(name.startswith("module.") for name in tensors):  # saved from within DataParallel
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors
 
 

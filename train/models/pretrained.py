@@ -43,6 +43,8 @@ def start_from(model: ClipModel, source: str | None) -> None:
         encoder = checkpoint.encoder
         if checkpoint.norm != model.config.norm:  # the norm on tokens is dropped in fine-tuning, as VideoMAE does
             encoder = {name: tensor for name, tensor in encoder.items() if not name.startswith("norm.")}
+        if checkpoint.norm == "tokens":  # a classifier that came along looked at the first token, not at the mean
+            encoder = {name: tensor for name, tensor in encoder.items() if not name.startswith("head.")}
         _fill(model, encoder, source, fresh=("norm.",))
     elif isinstance(model, I3D) and weights.get("conv1.conv.weight", next(iter(weights.values()))).ndim == 4:
         inflate(model, weights)

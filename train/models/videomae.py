@@ -22,9 +22,9 @@ __all__ = ["Checkpoint", "is_videomae", "load_classifier", "load_pretraining", "
 
 _RENAMES = tuple((re.compile(pattern), new) for pattern, new in (
     # transformers
-    (r"^videomae\.embeddings\.patch_embeddings\.projection\.", "encoder.patch_embed."),
-    (r"^videomae\.encoder\.layer\.", "encoder.blocks."),
-    (r"^videomae\.layernorm\.", "encoder.norm."),
+    (r"^(videomae\.)?embeddings\.patch_embeddings\.projection\.", "encoder.patch_embed."),
+    (r"^(videomae\.)?encoder\.layer\.", "encoder.blocks."),
+    (r"^(videomae\.)?layernorm\.", "encoder.norm."),
     (r"^classifier\.", "encoder.head."),
     (r"^decoder\.decoder_layers\.", "decoder."),
     (r"\.attention\.attention\.", ".qkv."),
@@ -50,6 +50,8 @@ _RENAMES = tuple((re.compile(pattern), new) for pattern, new in (
     (r"^decoder\.norm\.", "norm."),
     (r"^decoder\.head\.", "predict."),
 ))  # fmt: skip
+#: What the names above begin with once they are renamed: anything else is no part of VideoMAE.
+_PARTS = ("encoder.", "decoder.", "bridge.", "norm.", "predict.", "hidden_token")
 #: Heads of the published sizes; the original layout does not store them.
 _HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
 
@@ -73,15 +75,15 @@ class Checkpoint:
 
 def is_videomae(names: set[str]) -> bool:
     """Whether tensors of these names are a VideoMAE checkpoint in one of the two layouts."""
-    known = ("videomae.embeddings.patch_embeddings.projection.weight", "patch_embed.proj.weight")
-    return any(name in names for name in (*known, f"encoder.{known[1]}"))
+    theirs, original = "embeddings.patch_embeddings.projection.weight", "patch_embed.proj.weight"
+    return any(name in names for name in (theirs, f"videomae.{theirs}", original, f"encoder.{original}"))
 
 
 def read_videomae(source: str | Path) -> Checkpoint:
     """Read a file, folder or hub name.
 
     Raises:
-        UserError: missing, damaged or no VideoMAE.
+        UserError: missing, damaged, no VideoMAE, or one with parts that this one does not have.
     """
     path = locate(source)
     raw = read_weights(path)
@@ -89,8 +91,11 @@ def read_videomae(source: str | Path) -> Checkpoint:
         example = sorted(raw)[0]
         raise UserError(f"weights {source} are no VideoMAE checkpoint (they begin with {example!r}): give another file")
     pooled = any(name.startswith("fc_norm.") for name in raw)
-    tokens = any(re.match(r"(videomae\.layernorm|(encoder\.)?norm)\.", name) for name in raw)
-    weights = _fused({_renamed(name): tensor.float() for name, tensor in raw.items()})
+    tokens = any(re.match(r"((videomae\.)?layernorm|(encoder\.)?norm)\.", name) for name in raw)
+    renamed = {_renamed(name): name for name in raw}
+    if foreign := [name for new, name in renamed.items() if not new.startswith(_PARTS)]:
+        raise UserError(f"weights {source} are no plain VideoMAE: {foreign[0]} has no place in it; give another file")
+    weights = _fused({new: raw[name].float() for new, name in renamed.items()})
     if "bridge.weight" in weights:
         weights.setdefault("bridge.bias", torch.zeros(len(weights["bridge.weight"])))
     return Checkpoint(weights, read_settings(path), "pooled" if pooled else "tokens" if tokens else None)
@@ -164,6 +169,8 @@ def _encoder(
 
 def _fill(model: nn.Module, weights: dict[str, Tensor], source: str | Path) -> None:
     own = model.state_dict()
+    if extra := [name for name in weights if name not in own]:
+        raise UserError(f"weights {source} are no plain VideoMAE: {extra[0]} has no place in it; give another file")
     for name in own:
         if name not in weights:
             raise UserError(f"weights {source} are an incomplete VideoMAE checkpoint: {name} is absent; get them again")

@@ -142,7 +142,7 @@ def run_stage(
     with run_folder(out):
         with main_first(recipe.run):
             if is_main():
-                begin(out, key, recipe)
+                begin(out, key, decided, recipe)
             data = open_data(recipe, out.parent / "cache", labelled)
         model = work(data)
         if is_main():
@@ -214,32 +214,32 @@ def run_folder(out: Path) -> Iterator[None]:
         yield
 
 
-def begin(out: Path, key: str, recipe: Recipe) -> None:
-    """Leave the recipe and the key of a run that starts or goes on.
+def begin(out: Path, key: str, decided: dict[str, Any], recipe: Recipe) -> None:
+    """Leave the recipe, and what decided a run that starts or goes on; ``key`` is the hash of that and of the data.
 
     Raises:
         UserError: an interrupted run of other settings, data or weights is here; it is not thrown away unasked.
     """
-    checkpoint = out / "checkpoint.safetensors"
-    if checkpoint.is_file() and _key_in(out / "started.json") != key:
+    checkpoint, started = out / "checkpoint.safetensors", out / "started.json"
+    if checkpoint.is_file() and _key_in(started) != key:
         if not (out / "done.json").is_file():
             raise UserError(
-                f"{out} holds an interrupted run of other settings, data or weights{_changes(out, recipe)}: go on "
+                f"{out} holds an interrupted run of other settings, data or weights{_changes(started, decided)}: go on "
                 f"with those, choose another --out, or remove {checkpoint} to start anew"
             )
         checkpoint.unlink()
     (out / "done.json").unlink(missing_ok=True)
     write_text(out / "recipe.json", recipe.model_dump_json(indent=2) + "\n")
-    write_json(out / "started.json", {"key": key})
+    write_json(started, {"key": key, "decided": decided})
 
 
-def _changes(out: Path, recipe: Recipe) -> str:
-    """What the recipe says otherwise than the one of the run in ``out``: `` (finetune.lr 0.1, now 0.2)``."""
+def _changes(started: Path, decided: dict[str, Any]) -> str:
+    """What decides otherwise than when the run was started: `` (finetune.lr 0.1, now 0.2)``."""
     try:
-        before, now = _leaves(json.loads((out / "recipe.json").read_bytes())), _leaves(recipe.model_dump(mode="json"))
-    except (OSError, ValueError):
+        before, now = _leaves(json.loads(started.read_bytes())["decided"]), _leaves(decided)
+    except (OSError, ValueError, KeyError, TypeError):
         return ""
-    found = [f"{key} {before.get(key)}, now {now.get(key)}" for key in now if now[key] != before.get(key)]
+    found = [f"{key} {before.get(key)}, now {now[key]}" for key in now if now[key] != before.get(key)]
     return f" ({'; '.join(found[:3])})" if found else ""
 
 

@@ -113,8 +113,9 @@ def _run(
     given = recipe.teacher.pretrained if kind == "detector" else own_weights(recipe.student)
     parents = parents_of(init=init or given)
     data = read_coco(recipe.data.root)
-    decided = {"kind": kind, "config": config, "parents": parents, "prune": shrink and shrink.model_dump(mode="json")}
-    key = _key(recipe, decided, data)
+    own = {"kind": kind, "config": config, "parents": parents, "prune": shrink and shrink.model_dump(mode="json")}
+    decided = {**_decided(recipe), **own}
+    key = _key(decided, data)
     if finished(out, key):
         note(f"  detection: already done in {out}")
         return out
@@ -125,13 +126,26 @@ def _run(
     with run_folder(out):
         with main_first(recipe.run):
             if is_main():
-                begin(out, key, recipe)
+                begin(out, key, decided, recipe)
         model, best = _train(recipe, data, card, init, out, shrink)
         if is_main():
             save_model(out, model, card)
-            finish(out, key, {"stage": "detection", "metric": "AP", "validation": best})
+            result = {"stage": "detection", "metric": "AP", "validation": best}
+            finish(out, key, result | _tested(model, data, recipe, out / "figures"))
         wait_for_all()
     return out
+
+
+def _tested(model: Model, data: BoxData, recipe: Recipe, figures: Path) -> dict[str, Any]:
+    """The figures of the test split, which is answered once and decides nothing; none without one."""
+    if not any(part.split == "test" for part in data.footage):
+        return {}
+    videos = load_boxed(data.split("test"), recipe.preprocess, "evaluate")
+    task = detection_of(model, data.labels, recipe)
+    answers = np.concatenate([answers_of(model, video.pictures, recipe.preprocess) for video in videos])
+    truth = [frame for video in videos for frame in video.truth]
+    task.figures(figures, answers, truth)
+    return {"test": {**task.metrics(answers, truth), "split": "test"}}
 
 
 def _train(
@@ -275,13 +289,18 @@ def _lesson(recipe: Recipe, data: BoxData) -> Callable[[BoxedPicture], FrameBoxe
     return lesson
 
 
-def _key(recipe: Recipe, others: dict[str, Any], data: BoxData) -> str:
-    """Changes with everything that decides the result: settings, annotations, footage, starting weights."""
+def _decided(recipe: Recipe) -> dict[str, Any]:
+    """The settings that decide the result."""
     resolved = json.loads(recipe.model_dump_json())
-    decided = {key: resolved[key] for key in ("detection", "data", "preprocess")}
+    decided: dict[str, Any] = {key: resolved[key] for key in ("detection", "data", "preprocess")}
     decided["run"] = {key: resolved["run"][key] for key in ("precision", "accumulate")}  # the rest is how, not what
     for where in ("root", "videos", "device"):  # the same data found elsewhere are the same data
         del decided["data"][where]
+    return decided
+
+
+def _key(decided: dict[str, Any], data: BoxData) -> str:
+    """Changes with everything that decides the result: settings, starting weights, annotations, footage."""
     sizes = [(part.path.name, part.path.stat().st_size if part.path.is_file() else 0) for part in data.footage]
-    text = json.dumps([others, decided, sha256(data.path), sizes], sort_keys=True)
+    text = json.dumps([decided, sha256(data.path), sizes], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

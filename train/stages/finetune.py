@@ -18,6 +18,7 @@ from toolkit.progress import note
 from toolkit.recipe import FinetuneConfig, Recipe
 from train.data.augment import ClipAugment
 from train.data.batch import Batch
+from train.data.sources import open_source
 from train.detect.clip import ClipDetector
 from train.evaluate import judge_split
 from train.loop import BatchLoss, Plan, fit
@@ -112,6 +113,9 @@ def _figures(model: Model, data: Data, recipe: Recipe, out: Path) -> dict[str, A
     if any(clip.split == "test" for clip in data.index.clips):
         views = recipe.finetune.views
         found["test"] = judge_split(model, data.index, "test", recipe.preprocess, views, out / "figures")
+        if recipe.finetune.task == "retrieval":
+            clips = open_source(recipe.data, data.index, "test", recipe.preprocess, random=False)
+            found["test"]["retrieval"] = judge(model, clips, recipe.preprocess, Retrieval(data.index.labels))
     return found
 
 
