@@ -71,7 +71,7 @@ class Row:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-_PIXELS = {"change": 4.0, "coarse": 2}
+_PIXELS = {"change": 4.0, "coarse": 2, "since": "before", "floor": 1e-3}
 #: A place of the CNN's last map stands for 8x16x16 pixels, of whose changes from frame to frame it can hold little.
 _AROUND = _PIXELS | {"since": "mean", "floor": 0.01}
 _CRITIC = {"critic_width": 8, "fool": 0.02, "match": 0.1}
