@@ -49,7 +49,7 @@ RANDOM = "random weights"
 HOWS = ("probe", "finetune")
 PRETRAIN = {  # of 800 clips, 50 steps an epoch
     "vit": {"epochs": 20, "batch": 16, "lr": 2e-3},
-    "r2plus1d": {"epochs": 20, "batch": 16, "lr": 2e-3},
+    "r2plus1d": {"epochs": 10, "batch": 16, "lr": 2e-3},
 }
 # Of 120 clips, 7 steps an epoch.
 FINETUNE = {"vit": {"epochs": 80, "batch": 16}, "r2plus1d": {"epochs": 60, "batch": 16}}
@@ -71,20 +71,22 @@ class Row:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-_PIXELS = {"change": 4.0, "coarse": 2}
+_PIXELS = {"change": 4.0, "coarse": 2, "since": "before", "floor": 1e-3}
+#: A place of the CNN's last map stands for 8x16x16 pixels, of whose changes from frame to frame it can hold little.
+_AROUND = _PIXELS | {"since": "mean", "floor": 0.01}
 _CRITIC = {"critic_width": 8, "fool": 0.02, "match": 0.1}
 ROWS = {
     "vit": {
         "masked": Row("masked", {"mask_ratio": 0.5, "change": 8.0, "coarse": 4, "floor": 0.2}),
         "contrastive": Row("contrastive"),
         "autoencoder": Row("autoencoder", _PIXELS),
-        "adversarial": Row("adversarial", _PIXELS | _CRITIC | {"latent": 8}),
+        "adversarial": Row("adversarial", _PIXELS | _CRITIC),
         "attributes": Row("attributes", {"asks": ["direction", "magnitude"]}),
     },
     "r2plus1d": {  # tubes can only be hidden from an encoder of tokens
         "contrastive": Row("contrastive"),
-        "autoencoder": Row("autoencoder", _PIXELS),
-        "adversarial": Row("adversarial", _PIXELS | _CRITIC),
+        "autoencoder": Row("autoencoder", _AROUND),
+        "adversarial": Row("adversarial", _AROUND | _CRITIC),
         "attributes": Row("attributes", {"asks": ["direction", "magnitude"]}),
     },
 }

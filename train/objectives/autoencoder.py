@@ -29,7 +29,7 @@ class Config(BaseModel):
     ``decoder``: one linear layer, or several transposed convolutions, the first of ``width`` channels (64 unless said;
     better with ``whole``: one linear layer from a vector to a whole clip is very large).
     ``change``: weight of the changes' error. They are counted ``since`` the frame before, or since the clip's mean
-    picture, of which a narrow latent can hold far more, because it is smoother in time.
+    picture, of which the few features of a deep CNN can hold far more, because it is smoother in time.
     ``coarse``: both errors are of means over squares of so many pixels. ``floor``: under a clip's own changes (mean
     square, normalised pixels), so that the noise of a still clip counts little.
     """
@@ -41,9 +41,9 @@ class Config(BaseModel):
     decoder: Literal["linear", "convolutions"] = "linear"
     width: int | None = Field(default=None, ge=8)
     change: float = Field(default=1.0, ge=0)
-    since: Since = "mean"
+    since: Since = "before"
     coarse: int = Field(default=1, ge=1)
-    floor: float = Field(default=1e-2, gt=0)
+    floor: float = Field(default=1e-3, gt=0)
 
     @model_validator(mode="after")
     def _width_needs_convolutions(self) -> Self:
@@ -53,7 +53,7 @@ class Config(BaseModel):
 
 
 def errors(
-    made_BCTHW: Tensor, clip_BCTHW: Tensor, coarse: int = 1, since: Since = "mean", floor: float = 1e-2
+    made_BCTHW: Tensor, clip_BCTHW: Tensor, coarse: int = 1, since: Since = "before", floor: float = 1e-3
 ) -> tuple[Tensor, Tensor]:
     """Mean squared error of the pixels, and that of their changes over time as a share of each clip's changes.
 
