@@ -92,12 +92,13 @@ def test_a_stream_that_returns_goes_on_and_warms_up_again(tmp_path: Path, capfd:
     assert max(np.diff(stamps)) > summary.lost_s
     seconds = len(list(read_frames(out))) / 25
     assert seconds == pytest.approx(summary.seconds - summary.lost_s, abs=0.7)  # the gap is left out of the file
-    lines = capfd.readouterr().err.splitlines()
+    said = capfd.readouterr().err
+    assert "secret" not in said
+    lines = [line for line in said.splitlines() if line.startswith("http://***@")]  # FFmpeg may say something too
     assert len(lines) == 2, lines
     assert lines[0].endswith(" frames; trying to reach it again for 20 s")
     assert "/video is lost: it ended after " in lines[0]
     assert "/video is back after " in lines[1]
-    assert "secret" not in "".join(lines)
 
 
 @pytest.mark.usefixtures("_eager")

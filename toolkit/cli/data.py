@@ -45,13 +45,13 @@ def data_check(
     ] = 2,
     fps: Annotated[float, typer.Option(min=0.01, help="Frames a second at which --frames are counted.")] = 10.0,
     distance: Annotated[
-        float | None, typer.Option("--distance", min=0, max=1, help="Clips at less distance look like copies: "
+        float | None, typer.Option("--distance", min=0, max=1, help="At less distance two clips look like copies: "
                                    "0 (do not look for them) to 1. Default: 0.1.")
     ] = None,
     mirrored: Annotated[bool, typer.Option("--mirrored", help="Look for copies of mirror images too.")] = False,
     cache: Annotated[
-        Path | None, typer.Option("--cache", help="Folder that keeps what was seen: an interrupted check goes on, and "
-                                  "a later one decodes only what is new.")
+        Path | None, typer.Option("--cache", help="Folder that keeps what was seen: an interrupted check goes on, a "
+                                  "later one decodes only what is new. Default: nothing is kept.")
     ] = None,
     workers: Workers = None, as_json: Json = False,
 ) -> None:  # fmt: skip

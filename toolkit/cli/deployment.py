@@ -317,7 +317,7 @@ def camera(
         float | None, typer.Option(help="Stop after this many seconds of the source. Default: when it ends.")
     ] = None,
     reconnect: Annotated[
-        float, typer.Option(help="Seconds to look for a lost camera or stream: 0 not at all, inf for good.")
+        float, typer.Option(help="How many seconds to look for a lost camera or stream: 0 not at all, inf for good.")
     ] = 600.0,
     as_json: Json = False,
 ) -> None:  # fmt: skip
